@@ -1,0 +1,114 @@
+"""Reads JSON lines: one object a row, mapped to examples by a column map.
+
+Errors name the file and the line, never the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clients.site import RecordSource
+from fedslm.config.schema import ColumnMap
+from fedslm.data.example import Example
+from fedslm.data.partition import split_held_out
+from fedslm.errors import DataError
+
+
+def read_jsonl(source: RecordSource) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Reads a file's rows (of one hospital, where the source names it) and splits off the held-out patients.
+
+    Raises:
+      DataError: the file, a column or a row is missing or malformed, with file and line number.
+    """
+    path, columns = _location(source)
+    examples = [
+        _example(row, columns, path, line)
+        for line, row in read_rows(path)
+        if source.hospital is None or str(_cell(row, columns.hospital, path, line)) == source.hospital
+    ]
+    return split_held_out(examples, fraction=source.held_out_fraction, salt=f"held-out {source.hospital}")
+
+
+def hospitals_in(source: RecordSource) -> list[str]:
+    """The distinct values of the hospital column, sorted."""
+    path, columns = _location(source)
+    return sorted({str(_cell(row, columns.hospital, path, line)) for line, row in read_rows(path)})
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number from 1, object) for every line that is not blank.
+
+    Raises:
+      DataError: no such file, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield line, _parse(raw, path, line)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check data.path.") from None
+
+
+def _parse(raw: bytes, path: Path, line: int) -> dict[str, Any]:
+    try:
+        row = json.loads(raw.decode())
+    except UnicodeDecodeError:
+        raise DataError(f"{path} line {line} is not UTF-8; convert the file first.") from None
+    except ValueError:
+        raise DataError(f"{path} line {line} is not JSON; every line must be one JSON object.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path} line {line} is not a JSON object; every line must be one.")
+    return row
+
+
+def _location(source: RecordSource) -> tuple[Path, ColumnMap]:
+    if source.path is None or source.columns is None:
+        raise DataError("A jsonl source needs a path and a column map; set both.")
+    return Path(source.path).expanduser(), source.columns
+
+
+def _cell(row: dict[str, Any], column: str | None, path: Path, line: int) -> Any:
+    if column is None or column not in row:
+        raise DataError(f"{path} line {line} has no column '{column}'; it has {', '.join(sorted(row)) or 'none'}.")
+    return row[column]
+
+
+def _example(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> Example:
+    choices = _choices(row, columns, path, line)
+    completion = _cell(row, columns.completion, path, line)
+    if choices and isinstance(completion, int) and not isinstance(completion, bool):
+        completion = _by_index(choices, completion, path, line)
+    patient = row.get(columns.patient_id) if columns.patient_id else None
+    try:
+        return Example(
+            prompt=str(_cell(row, columns.prompt, path, line)),
+            completion=_spaced(str(completion)),
+            choices=tuple(_spaced(choice) for choice in choices),
+            patient_id=None if patient is None else str(patient),
+        )
+    except DataError as error:
+        raise DataError(f"{path} line {line}: {error}") from None
+
+
+def _choices(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> tuple[str, ...]:
+    if columns.choices is None:
+        return ()
+    value = _cell(row, columns.choices, path, line)
+    if not isinstance(value, list) or len(value) < 2:
+        raise DataError(f"{path} line {line}: column '{columns.choices}' must be a list of at least two options.")
+    return tuple(str(option) for option in value)
+
+
+def _by_index(choices: tuple[str, ...], index: int, path: Path, line: int) -> str:
+    if not 0 <= index < len(choices):
+        raise DataError(f"{path} line {line}: answer index {index} is outside 0 to {len(choices) - 1}; indices count from 0.")
+    return choices[index]
+
+
+def _spaced(text: str) -> str:
+    # Byte-level tokenizers write a word's leading space into its token: " yes" and "yes" are different answers.
+    return text if text[:1].isspace() else f" {text}"

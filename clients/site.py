@@ -1,0 +1,120 @@
+"""`site.yaml`: what belongs to one hospital and cannot be set from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedslm.config.schema import STRICT, ColumnMap, Count, Name, Positive, PrivacyUnit, build
+from fedslm.errors import ConfigError
+from fedslm.governance.plan import Plan
+
+SITE_FILE_KEY = "site-file"
+SITES_FOLDER_VARIABLE = "FEDSLM_SITES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class RecordSource:
+    """One place a hospital's records come from.
+
+    Attributes:
+      kind: "jsonl" for a file; "embedded" for one hospital of the synthetic consortium.
+      path: the file.
+      columns: the column map of the file.
+      hospital: keep only the rows of this hospital (of a file that holds several), or which embedded hospital.
+      seed, scale: of the embedded consortium.
+      held_out_fraction: share of patients never trained on, where the source does not split by itself.
+      shuffle_labels: a control for simulations: answers are permuted over the records.
+    """
+
+    kind: Literal["jsonl", "embedded"]
+    path: str | None = None
+    columns: ColumnMap | None = None
+    hospital: str | None = None
+    seed: int = 0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    shuffle_labels: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Site:
+    """One hospital's own settings.
+
+    Attributes:
+      hospital: its name, as in the plan.
+      sources: where its records are.
+      unit: what it wants protected; a plan with another unit is refused.
+      declared_population: how many such units it declares; the public normaliser rests on it.
+      max_epsilon: a plan that spends more is refused; None sets no bound of its own.
+      allow_privacy_none: whether a plan without privacy may be trained at all.
+      simulation_seed: seeded sampling and noise, for simulations only. In a deployment it is absent and both come from
+        the operating system's generator.
+      log_file: where incidents are explained; it never leaves the hospital.
+    """
+
+    hospital: Name
+    sources: tuple[RecordSource, ...]
+    unit: PrivacyUnit
+    declared_population: Count
+    max_epsilon: Positive | None = None
+    allow_privacy_none: bool = False
+    simulation_seed: int | None = None
+    physical_batch_size: Count = 32
+    threads: Annotated[int, Field(ge=0)] = 0
+    log_file: str | None = None
+
+    def approve(self, plan: Plan) -> None:
+        """Accepts a plan that this hospital's policy covers.
+
+        Raises:
+          ConfigError: the plan and this site disagree; both values are named, for the local log.
+        """
+        planned = plan.hospital(self.hospital)
+        if plan.privacy.mode == "none" and not self.allow_privacy_none:
+            raise ConfigError(f"The plan has privacy=none and site.yaml of {self.hospital} has allow_privacy_none=false.")
+        if plan.privacy.unit != self.unit:
+            raise ConfigError(f"The plan protects the {plan.privacy.unit}, site.yaml asks for the {self.unit}.")
+        if planned.declared_population != self.declared_population:
+            raise ConfigError(f"The plan declares {planned.declared_population} {self.unit}s, site.yaml {self.declared_population}.")
+        if self.max_epsilon is not None and (plan.privacy.epsilon or float("inf")) > self.max_epsilon:
+            raise ConfigError(f"The plan spends epsilon {plan.privacy.epsilon}, site.yaml allows {self.max_epsilon}.")
+
+
+def read_site(path: Path) -> Site:
+    """Reads and validates a site file.
+
+    Raises:
+      ConfigError: missing, not YAML, or a wrong value, with the setting's name.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"The site file {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"The site file {path} is not YAML.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The site file {path} is empty; it needs at least hospital, sources, unit and declared_population.")
+    return build(Site, values, where=f"{path}: ")
+
+
+def find_site(node_config: dict[str, Any]) -> Path:
+    """The site file of the node this process runs for.
+
+    A node names it in its own configuration. Flower's simulation engine gives a node only its number: there the harness
+    names a folder in an environment variable, and the node's file in it is NUMBER.yaml. No message can set either.
+
+    Raises:
+      ConfigError: neither is set.
+    """
+    if SITE_FILE_KEY in node_config:
+        return Path(str(node_config[SITE_FILE_KEY]))
+    folder = os.environ.get(SITES_FOLDER_VARIABLE)
+    if folder and "partition-id" in node_config:
+        return Path(folder) / f"{node_config['partition-id']}.yaml"
+    raise ConfigError(f"This node names no site file; start it with --node-config '{SITE_FILE_KEY}=\"/path/site.yaml\"'.")

@@ -1,0 +1,7 @@
+"""`python -m fedslm` is the command `fedslm`."""
+
+import sys
+
+from fedslm.cli import main
+
+sys.exit(main())

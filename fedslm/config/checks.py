@@ -1,0 +1,116 @@
+"""Every contradiction between settings, in one place. Each is refused before anything starts, naming both values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedslm.config.schema import DataConfig, FederationConfig
+from fedslm.errors import ConfigError, DataError, PrivacyError
+
+
+def check(config: FederationConfig) -> None:
+    """Refuses settings that contradict each other.
+
+    Raises:
+      ConfigError: with both values and what to change (exit code 2).
+    """
+    for rule in _RULES:
+        rule(config)
+
+
+def check_hospitals(names: tuple[str, ...], *, min_cohort: int) -> None:
+    """Refuses a federation of fewer hospitals than a federation needs.
+
+    Raises:
+      ConfigError: one hospital only, or fewer than `min_cohort`.
+    """
+    if len(names) < 2:
+        raise ConfigError(f"There is {len(names)} hospital in the data; a federation needs at least 2 (see data.columns.hospital).")
+    if len(names) < min_cohort:
+        raise ConfigError(f"min_cohort={min_cohort} but the data has {len(names)} hospitals; lower min_cohort or add hospitals.")
+
+
+def check_delta(delta: float, *, population: int, hospital: str) -> None:
+    """Refuses a delta that would let a mechanism publish one patient in the clear (privacy.md: delta <= 1/(100 N)).
+
+    Raises:
+      PrivacyError: delta is above 1 / (100 * declared population).
+    """
+    largest = 1 / (100 * population)
+    if delta > largest:
+        raise PrivacyError(
+            f"privacy.delta={delta:g} is above {largest:.2g} = 1/(100 * {population} patients) of {hospital}; set privacy.delta={largest:.0e} or lower."
+        )
+
+
+def check_patients(missing: int, *, unit: str, hospital: str) -> None:
+    """Refuses the patient as privacy unit where rows do not say whose they are.
+
+    Raises:
+      DataError: some rows have no patient id.
+    """
+    if unit == "patient" and missing:
+        raise DataError(
+            f"{missing} rows of {hospital} have no patient id, and privacy.unit=patient needs one; set data.columns.patient_id, or privacy.unit=record."
+        )
+
+
+def _embedded_model_with_room(config: FederationConfig) -> None:
+    if config.model.source == "embedded:tiny" and config.model.max_length_tokens > 256:
+        raise ConfigError(
+            f"model.max_length_tokens={config.model.max_length_tokens} but the embedded model reads 256 tokens; lower it or choose another model."
+        )
+
+
+def _hub_model_is_pinned(config: FederationConfig) -> None:
+    source = config.model.source
+    is_hub_id = not source.startswith(("embedded:", "/", ".", "~"))
+    if is_hub_id and config.model.revision is None:
+        raise ConfigError(
+            f"model.source={source} has model.revision=null; name a commit so that every hospital loads the same weights (a local folder starts with / or ./)."
+        )
+
+
+def _file_has_path_and_columns(config: FederationConfig) -> None:
+    data = config.data
+    if data.kind == "embedded":
+        return
+    if data.path is None:
+        raise ConfigError(f"data={data.kind} but data.path is not set; add data.path=FILE.")
+    _columns_fit(data, unit=config.privacy.unit)
+
+
+def _columns_fit(data: DataConfig, *, unit: str) -> None:
+    if data.columns is None or data.columns.hospital is None:
+        raise ConfigError(f"data={data.kind} but data.columns.hospital is not set; name the column that says which hospital holds a row.")
+    if unit == "patient" and data.columns.patient_id is None:
+        raise ConfigError("privacy.unit=patient but data.columns.patient_id is not set; name the column, or set privacy.unit=record.")
+
+
+def _embedded_takes_no_path(config: FederationConfig) -> None:
+    if config.data.kind == "embedded" and config.data.path is not None:
+        raise ConfigError(f"data.path={config.data.path} but data=embedded, which reads no file; use data=jsonl.")
+
+
+def _record_unit_has_one_record(config: FederationConfig) -> None:
+    if config.privacy.unit == "record" and config.privacy.max_records_per_unit != 1:
+        raise ConfigError(
+            f"privacy.unit=record but privacy.max_records_per_unit={config.privacy.max_records_per_unit}; a record is one record: set it to 1."
+        )
+
+
+def _epsilon_with_privacy(config: FederationConfig) -> None:
+    if config.privacy.mode == "local" and config.privacy.epsilon is None:
+        raise ConfigError("privacy=local but privacy.epsilon is null; set a bound such as privacy.epsilon=8, or privacy=none.")
+    if config.privacy.mode == "none" and config.privacy.epsilon is not None:
+        raise ConfigError(f"privacy=none but privacy.epsilon={config.privacy.epsilon:g}; remove one of the two.")
+
+
+_RULES: tuple[Callable[[FederationConfig], None], ...] = (
+    _embedded_model_with_room,
+    _hub_model_is_pinned,
+    _embedded_takes_no_path,
+    _file_has_path_and_columns,
+    _record_unit_has_one_record,
+    _epsilon_with_privacy,
+)

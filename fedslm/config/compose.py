@@ -1,0 +1,85 @@
+"""Hydra at the edge: `conf/` and overrides in, one frozen `FederationConfig` out. The only module that imports Hydra.
+
+Plain YAML is composed and frozen objects are built by hand, because Hydra 1.3 rejects frozen dataclasses and `Literal`
+in schemas. No `_target_` is ever instantiated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedslm.config.checks import check
+from fedslm.config.schema import FederationConfig, build
+from fedslm.errors import ConfigError
+
+GROUPS = ("model", "adapter", "data", "training", "privacy", "secagg", "strategy", "runtime", "evaluation", "experiment")
+
+
+def config_dir() -> Path:
+    """Where `conf/` lies: inside the installed package, or beside it in a checkout. Always absolute."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"The configuration files are missing beside {package}; install fedslm again.")
+
+
+def compose(overrides: Sequence[str] = ()) -> FederationConfig:
+    """Composes the defaults with `overrides` and checks the result.
+
+    Args:
+      overrides: Hydra overrides, e.g. `["privacy=none", "rounds=5"]`.
+    Raises:
+      ConfigError: an unknown setting or value, an impossible one, or a contradiction.
+    """
+    config = build(FederationConfig, compose_values(overrides))
+    check(config)
+    return config
+
+
+def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed settings as plain dicts, lists and scalars (what `config.yaml` of a run holds)."""
+    _refuse_options(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+            composed = hydra_compose(config_name="config", overrides=list(overrides))
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_sentence(error)) from None
+    return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
+
+
+def _refuse_options(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.startswith("-") or "=" not in override:
+            raise ConfigError(f"'{override}' is not a setting; settings look like rounds=10 (fedslm simulate --help lists them).")
+        if "_target_" in override:
+            raise ConfigError(f"'{override}' names a Python object; no setting of FedSLM does.")
+
+
+def _one_sentence(error: Exception) -> str:
+    """Hydra's messages run over several lines and quote its own syntax; keep what a user needs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    missing = re.search(r"Could not find '(\w+)/([^']*)'", lines[0])
+    if missing:
+        group, chosen = missing.groups()
+        return f"{group}={chosen} is not a choice; there are {', '.join(choices(group)) or 'none'}."
+    if len(lines) > 1 and lines[0].startswith("Could not override"):
+        return f"{lines[0].rstrip('.')}: there is no such setting (fedslm simulate --help lists them)."
+    return " ".join(lines[:2]).rstrip(".") + "."
+
+
+def choices(group: str) -> list[str]:
+    """The files of one group, e.g. `choices("privacy") == ["local", "none"]`."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))

@@ -1,0 +1,290 @@
+"""The settings of a run as frozen, self-validating groups, one for each folder of `conf/`.
+
+Values live in the YAML files of `conf/`; this module says which are allowed. It is the lowest layer: it imports nothing
+of the project but the errors, and no Hydra, so that a hospital can validate without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fedslm.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
+
+STRICT = ConfigDict(extra="forbid", strict=False, hide_input_in_errors=False)
+
+PrivacyUnit = Literal["patient", "record"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """The shared base model.
+
+    Attributes:
+      source: "embedded:tiny", a folder on this machine, or a hub id; safetensors only, no remote code.
+      revision: commit of a hub id; required for one, so that every hospital loads the same weights.
+      max_length_tokens: prompt and completion together; a public constant.
+    """
+
+    name: Name
+    source: str
+    revision: str | None = None
+    max_length_tokens: Annotated[int, Field(ge=16)]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class AdapterConfig:
+    """The LoRA adapter. `ffa` freezes A and trains B (arXiv 2403.12313); `full` trains both.
+
+    Attributes:
+      alpha: LoRA's scale is alpha / rank.
+      targets: module names to adapt; None takes the model family's own (see `fedslm/models/families.py`).
+    """
+
+    method: Literal["ffa", "full"]
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Positive
+    targets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class ColumnMap:
+    """Which column of a row holds what.
+
+    Attributes:
+      prompt: the text to read.
+      completion: the text to answer; with `choices`, the right one or its 0-based index.
+      choices: a column holding the list of options, or None for free text.
+      patient_id: whom the row is about; needed when the privacy unit is the patient.
+      hospital: in a simulation, which hospital holds the row.
+    """
+
+    prompt: str
+    completion: str
+    choices: str | None = None
+    patient_id: str | None = None
+    hospital: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Where a simulation's records come from.
+
+    Attributes:
+      kind: "embedded" for the synthetic consortium in the package, "jsonl" for a file of rows.
+      path: the file, for kind "jsonl".
+      held_out_fraction: share of each hospital's patients that is never trained on.
+      scale: shrinks the embedded consortium (1 is its full size); for tests.
+      shuffle_labels: replaces every answer by that of another record: a control that must not be learnable.
+    """
+
+    kind: Literal["embedded", "jsonl"]
+    path: str | None = None
+    columns: ColumnMap | None = None
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    scale: Annotated[float, Field(gt=0, le=10)] = 1.0
+    shuffle_labels: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """What a hospital does in one round.
+
+    Attributes:
+      local_steps: optimizer steps a round.
+      learning_rate: of the local optimizer, in units of the update.
+      weights: a hospital's share in the mean: "population" (its declared size) or "uniform". Public constants.
+      physical_batch_size: records in memory at once; changes speed and memory, never the result's privacy.
+    """
+
+    local_steps: Count
+    learning_rate: Positive
+    optimizer: Literal["sgd", "adam"]
+    weights: Literal["population", "uniform"]
+    physical_batch_size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PrivacyConfig:
+    """The guarantee that is bought, or `mode: none`, which gives none and says so everywhere.
+
+    Attributes:
+      epsilon, delta: the bound for the whole run with respect to one `unit`, under adding or removing it.
+      clip_norm: L2 bound C on one unit's gradient over all trained parameters.
+      sample_rate: probability with which each patient is drawn in a step.
+      max_records_per_unit: at most so many records of one patient enter a step.
+      extra_sessions: sessions paid for beyond the rounds, for rounds that must be tried again.
+    """
+
+    mode: Literal["local", "none"]
+    epsilon: Positive | None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: PrivacyUnit
+    clip_norm: Positive
+    sample_rate: Fraction
+    max_records_per_unit: Count
+    extra_sessions: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class SecAggConfig:
+    """Secure aggregation. Only `none` exists so far; the run record says in words what that means."""
+
+    mode: Literal["none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FedAvgConfig:
+    """Weighted mean of the hospitals' adapters (arXiv 1602.05629)."""
+
+    name: Literal["fedavg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FedAvgMConfig:
+    """FedAvg with momentum at the server (arXiv 1909.06335)."""
+
+    name: Literal["fedavgm"]
+    server_learning_rate: Positive
+    server_momentum: Decay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FedProxConfig:
+    """FedAvg with a pull towards the global adapter in local training (arXiv 1812.06127)."""
+
+    name: Literal["fedprox"]
+    proximal_mu: NonNegative
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FedAdagradConfig:
+    """Adagrad at the server (arXiv 2003.00295)."""
+
+    name: Literal["fedadagrad"]
+    eta: Positive
+    tau: Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FedAdamConfig:
+    """Adam or Yogi at the server (arXiv 2003.00295): `eta` is the server's learning rate, `tau` its adaptivity."""
+
+    name: Literal["fedadam", "fedyogi"]
+    eta: Positive
+    beta_1: Decay
+    beta_2: Decay
+    tau: Positive
+
+
+StrategyConfig = Annotated[
+    FedAvgConfig | FedAvgMConfig | FedProxConfig | FedAdagradConfig | FedAdamConfig, Field(discriminator="name")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class RuntimeConfig:
+    """Where a simulation's clients run.
+
+    Attributes:
+      name: "local" in this process, "ray" in Flower's simulation engine.
+      threads: torch threads of each client process; 0 takes every core.
+      cpus_per_client: Ray only; how many clients run at once follows from it.
+    """
+
+    name: Literal["local", "ray"]
+    threads: Annotated[int, Field(ge=0)] = 0
+    cpus_per_client: Positive = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class EvaluationConfig:
+    """How a simulation, whose harness owns all the data, scores the global adapter.
+
+    Attributes:
+      every_rounds: score after every so many rounds; 0 only at the end.
+      max_examples: pooled held-out examples scored after a round (the closing comparison takes all).
+    """
+
+    every_rounds: Annotated[int, Field(ge=0)]
+    max_examples: Count
+    batch_size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FederationConfig:
+    """Everything that `fedslm simulate` and `fedslm plan` take.
+
+    Attributes:
+      rounds: rounds of federation.
+      seed: makes the simulation reproducible: data, initial adapter, sampling and noise. A deployment has none.
+      min_cohort: fewer hospitals than this in a round stop the run with exit code 4.
+      deadline_s: how long the server waits for a round's replies.
+      compare: also train each hospital alone and on pooled data, and print the comparison.
+      run_folder: where the run is written; None makes a new folder under `runs/`.
+    """
+
+    rounds: Count
+    seed: Annotated[int, Field(ge=0)]
+    min_cohort: Count
+    deadline_s: Positive
+    compare: bool
+    run_folder: str | None
+    model: ModelConfig
+    adapter: AdapterConfig
+    data: DataConfig
+    training: TrainingConfig
+    privacy: PrivacyConfig
+    secagg: SecAggConfig
+    strategy: StrategyConfig
+    runtime: RuntimeConfig
+    evaluation: EvaluationConfig
+
+
+Group = TypeVar("Group")
+
+
+def build(group: type[Group], values: Mapping[str, Any], *, where: str = "") -> Group:
+    """Makes a frozen group from plain values.
+
+    Args:
+      where: prefix for the setting names in messages, e.g. "site.yaml: ".
+    Raises:
+      ConfigError: the first unknown, missing or impossible value, by its dotted name.
+    """
+    try:
+        return TypeAdapter(group).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(where + explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence on the first thing wrong: dotted name, value found, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part, error))
+    if first["type"] == "missing":
+        return f"{name} is missing; it needs a value."
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{name} is not a setting; remove it or correct its spelling."
+    return f"{name}={_shown(first['input'])} is not allowed: {first['msg'].lower()}."
+
+
+def _is_union_tag(part: int | str, error: ValidationError) -> bool:
+    # pydantic puts the chosen strategy's tag into the path ("strategy.fedadam.eta"); the user wrote strategy.eta.
+    return isinstance(part, str) and part in {"fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi"}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

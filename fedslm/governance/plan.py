@@ -1,0 +1,178 @@
+"""The run plan: everything that hospitals agree to before a run, as canonical bytes with one hash.
+
+Code does not travel, the plan does. A hospital reads it, approves or refuses it, and takes every setting that touches
+privacy from it and from its own site file, never from the data. Nothing in a plan is secret and nothing is computed from
+patients' records: counts are declared, rates and bounds are chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedslm.config.schema import (
+    STRICT,
+    Count,
+    FedProxConfig,
+    ModelConfig,
+    Name,
+    Positive,
+    PrivacyUnit,
+    StrategyConfig,
+    build,
+)
+from fedslm.encoding import canonical_bytes, parse_canonical, sha256_hex
+from fedslm.errors import ConfigError
+
+PLAN_VERSION = 1
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedHospital:
+    """One hospital as the plan knows it.
+
+    Attributes:
+      declared_population: patients (or records, where that is the unit) it declares; a constant, not a count.
+      weight: its share in the mean, in (0, 1]; a constant.
+    """
+
+    name: Name
+    declared_population: Count
+    weight: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedAdapter:
+    """The adapter's shape and the hash of the arrays that every hospital starts from.
+
+    Attributes:
+      initial_sha256: `arrays_sha256` of the whole initial adapter, trained and frozen arrays.
+      frozen_sha256: the same of the frozen arrays, which stay as they are (empty for method "full").
+      trained_parameters: numbers trained and exchanged.
+    """
+
+    method: Literal["ffa", "full"]
+    rank: Count
+    alpha: Positive
+    targets: tuple[str, ...]
+    initial_sha256: Sha256
+    frozen_sha256: Sha256
+    trained_parameters: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedPrivacy:
+    """The mechanism and what it costs. `mode` "none" promises nothing; the other fields then only shape the sampling.
+
+    Attributes:
+      epsilon: bound after `max_sessions` sessions; None without privacy.
+      noise_multiplier: sigma, the noise's standard deviation over `clip_norm`; 0 without privacy.
+    """
+
+    mode: Literal["local", "none"]
+    epsilon: Positive | None
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: PrivacyUnit
+    clip_norm: Positive
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    max_records_per_unit: Count
+    max_sessions: Count
+
+    def __post_init__(self) -> None:
+        if self.mode == "local" and (self.noise_multiplier == 0 or self.epsilon is None):
+            raise ConfigError("A plan with privacy=local needs a noise_multiplier above 0 and an epsilon; plan it again.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedTraining:
+    """What each hospital does in a round."""
+
+    rounds: Count
+    local_steps: Count
+    learning_rate: Positive
+    optimizer: Literal["sgd", "adam"]
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Plan:
+    """A run, agreed on.
+
+    Attributes:
+      version: of this document's format; another one is refused.
+      nonce: tells two runs of equal settings apart; derived from the seed in a seeded simulation.
+      masked: whether updates are secure-aggregated. False means the coordinator can read each one.
+      deadline_s: how long a round waits for replies.
+    """
+
+    version: Literal[1]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    model: ModelConfig
+    adapter: PlannedAdapter
+    privacy: PlannedPrivacy
+    training: PlannedTraining
+    strategy: StrategyConfig
+    hospitals: tuple[PlannedHospital, ...]
+    min_cohort: Count
+    masked: Literal[False]
+    deadline_s: Positive
+
+    def __post_init__(self) -> None:
+        names = [hospital.name for hospital in self.hospitals]
+        if len(set(names)) != len(names):
+            raise ConfigError("The plan names a hospital twice; names must differ.")
+        if not 1 <= self.min_cohort <= len(names):
+            raise ConfigError(f"The plan's min_cohort={self.min_cohort} but it has {len(names)} hospitals.")
+
+    def to_bytes(self) -> bytes:
+        """The canonical encoding, which is what gets hashed, signed and sent."""
+        return canonical_bytes(dataclasses.asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """Reads a plan strictly.
+
+        Raises:
+          ConfigError: damaged, not canonical, of another version, with an unknown field or an impossible value.
+        """
+        values = parse_canonical(data)
+        if values.get("version") != PLAN_VERSION:
+            raise ConfigError(f"The plan has version {values.get('version')!r}; this release reads version {PLAN_VERSION}.")
+        return build(cls, values, where="plan: ")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical bytes; a hospital approves this."""
+        return sha256_hex(self.to_bytes())
+
+    @property
+    def run_id(self) -> str:
+        """Our own run id, 12 hex digits of the hash: the same plan goes on under it after any restart."""
+        return self.sha256[:12]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hospitals' names in plan order."""
+        return tuple(hospital.name for hospital in self.hospitals)
+
+    def hospital(self, name: str) -> PlannedHospital:
+        """The entry of one hospital.
+
+        Raises:
+          ConfigError: the plan does not name it.
+        """
+        for hospital in self.hospitals:
+            if hospital.name == name:
+                return hospital
+        raise ConfigError(f"The plan does not name the hospital '{name}'; it names {', '.join(self.names)}.")
+
+
+def proximal_mu(strategy: StrategyConfig) -> float:
+    """FedProx's pull, 0 for every other strategy; hospitals take it from the plan, not from a message."""
+    return strategy.proximal_mu if isinstance(strategy, FedProxConfig) else 0.0
+

@@ -1,0 +1,157 @@
+"""`Mechanism`: everything about one plan's privacy that must never disagree, in one object.
+
+The sampler, the clipper, the noise and the accountant all read the same frozen object: what is done and what is booked
+cannot drift apart. Every field is a constant of the plan or of the site file; none may be computed from the data. This
+module knows no tensors, and the accountant's library is loaded only when an event is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedslm.errors import PrivacyError
+from fedslm.privacy.noise import GRID_BITS, relative_sensitivity, sampler_delta
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+PRIVACY_UNITS = ("patient", "record")
+"""Who is protected: a patient with all their records, or a single record."""
+
+DEFAULT_MAX_PARAMETERS = 10_000_000
+"""Trainable parameters that the sensitivity allows for, unless a plan says otherwise; costs 3e-6 of the noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """DP-SGD with Poisson-sampled units, per-unit clipping and Gaussian noise on a grid.
+
+    Attributes:
+      unit: the privacy unit, "patient" or "record".
+      sample_rate: probability q in (0, 1] that a unit takes part in a step.
+      clip_norm: L2 bound C > 0 on one unit's summed gradient, over all trainable tensors together.
+      noise_multiplier: standard deviation of the noise in units of the clip norm (sigma > 0).
+      steps: DP steps in one session; empty draws count.
+      declared_population: public number of units, from which the normaliser follows; not the number found in the data.
+      max_records_per_unit: records of one unit used in a step; 1 where the unit is the record.
+      max_parameters: public bound on the number of trainable parameters.
+
+    Guarantees: adding or removing one unit changes the sum that is noised by at most `clip_norm` times
+    `relative_sensitivity`, which `event` accounts for.
+
+    Raises:
+      PrivacyError: a value with which no guarantee can be given; the message names it.
+
+    Source: Abadi et al. 2016, arXiv 1607.00133, Alg. 1, with the add/remove neighbouring relation.
+    """
+
+    unit: str
+    sample_rate: float
+    clip_norm: float
+    noise_multiplier: float
+    steps: int
+    declared_population: int
+    max_records_per_unit: int = 1
+    max_parameters: int = DEFAULT_MAX_PARAMETERS
+
+    def __post_init__(self) -> None:
+        if self.unit not in PRIVACY_UNITS:
+            raise PrivacyError(f"The privacy unit is {self.unit!r}; choose one of {', '.join(PRIVACY_UNITS)}.")
+        check_sample_rate(self.sample_rate)
+        _check_positive("clip_norm", self.clip_norm, "set a bound such as 1.0")
+        _check_positive("noise_multiplier", self.noise_multiplier, "raise it, or choose privacy=none to train without")
+        for name in ("steps", "declared_population", "max_records_per_unit", "max_parameters"):
+            check_count(name, getattr(self, name))
+        if self.unit == "record" and self.max_records_per_unit != 1:
+            raise PrivacyError(
+                f"max_records_per_unit is {self.max_records_per_unit}, but where the unit is the record it has to be 1; "
+                "set it to 1 or use unit=patient."
+            )
+
+    @property
+    def expected_batch_size(self) -> float:
+        """The public normaliser: sample rate times declared population, never the number of units drawn."""
+        return self.sample_rate * self.declared_population
+
+    @property
+    def noise_stddev(self) -> float:
+        """Absolute standard deviation of the noise on the clipped sum, in the units of the gradient."""
+        return self.noise_multiplier * self.clip_norm
+
+    @property
+    def grid(self) -> float:
+        """Spacing of the grid on which sum and noise are added, in the units of the gradient."""
+        return self.clip_norm * 2.0**-GRID_BITS
+
+    @property
+    def accounted_noise_multiplier(self) -> float:
+        """The noise multiplier at the true sensitivity, a few millionths below `noise_multiplier`."""
+        return self.noise_multiplier / relative_sensitivity(
+            parameters=self.max_parameters, units=self.declared_population
+        )
+
+    def sampler_delta(self, sessions: int) -> float:
+        """Bounds what the random number generation adds to delta over that many sessions."""
+        steps = self.steps * check_sessions(sessions)
+        return sampler_delta(normals=steps * self.max_parameters, coins=steps * self.declared_population)
+
+    def event(self, sessions: int) -> DpEvent:
+        """Describes that many sessions to an accountant.
+
+        Args:
+          sessions: at least 0.
+
+        Returns:
+          steps * sessions times a Poisson-sampled Gaussian, or no operation for 0 sessions; add/remove neighbours.
+
+        Raises:
+          PrivacyError: a negative number of sessions.
+        """
+        import dp_accounting  # a second of import time that plans and ledgers do not need
+
+        steps = self.steps * check_sessions(sessions)
+        if steps == 0:
+            return dp_accounting.NoOpDpEvent()
+        gaussian = dp_accounting.GaussianDpEvent(self.accounted_noise_multiplier)
+        sampled = dp_accounting.PoissonSampledDpEvent(self.sample_rate, gaussian)
+        return dp_accounting.SelfComposedDpEvent(sampled, steps)
+
+
+def check_sample_rate(sample_rate: float) -> None:
+    """Refuses a sample rate outside (0, 1].
+
+    Raises:
+      PrivacyError: as said.
+    """
+    if not 0.0 < sample_rate <= 1.0:
+        raise PrivacyError(
+            f"sample_rate is {sample_rate}; it has to lie in (0, 1], so divide the wanted batch by the population."
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuses a count that is not a whole number of at least 1.
+
+    Raises:
+      PrivacyError: as said.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PrivacyError(f"{name} is {value!r}; it has to be a whole number of at least 1, so correct the plan.")
+
+
+def check_sessions(sessions: int) -> int:
+    """Returns the number of sessions, or refuses one that is not a whole number of at least 0.
+
+    Raises:
+      PrivacyError: as said.
+    """
+    if isinstance(sessions, bool) or not isinstance(sessions, int) or sessions < 0:
+        raise PrivacyError(f"sessions is {sessions!r}; it has to be a whole number of at least 0, so correct the plan.")
+    return sessions
+
+
+def _check_positive(name: str, value: float, remedy: str) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise PrivacyError(f"{name} is {value}; it has to be finite and above 0: {remedy}.")
