@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from fedslm.config.schema import DataConfig, FederationConfig
@@ -25,9 +26,13 @@ def check_hospitals(names: tuple[str, ...], *, min_cohort: int) -> None:
       ConfigError: one hospital only, or fewer than `min_cohort`.
     """
     if len(names) < 2:
-        raise ConfigError(f"There is {len(names)} hospital in the data; a federation needs at least 2 (see data.columns.hospital).")
+        raise ConfigError(
+            f"There is {len(names)} hospital in the data; a federation needs at least 2 (see data.columns.hospital)."
+        )
     if len(names) < min_cohort:
-        raise ConfigError(f"min_cohort={min_cohort} but the data has {len(names)} hospitals; lower min_cohort or add hospitals.")
+        raise ConfigError(
+            f"min_cohort={min_cohort} but the data has {len(names)} hospitals; lower min_cohort or add hospitals."
+        )
 
 
 def check_delta(delta: float, *, population: int, hospital: str) -> None:
@@ -39,8 +44,14 @@ def check_delta(delta: float, *, population: int, hospital: str) -> None:
     largest = 1 / (100 * population)
     if delta > largest:
         raise PrivacyError(
-            f"privacy.delta={delta:g} is above {largest:.2g} = 1/(100 * {population} patients) of {hospital}; set privacy.delta={largest:.0e} or lower."
+            f"privacy.delta={delta:g} is above {largest:.2g} = 1/(100 * {population} patients) of {hospital}; "
+            f"set privacy.delta={floor_delta(largest):g} or lower."
         )
+
+
+def floor_delta(largest: float) -> float:
+    """The largest power of ten that is at most `largest`: a delta people write down."""
+    return float(10.0 ** math.floor(math.log10(largest)))
 
 
 def check_patients(missing: int, *, unit: str, hospital: str) -> None:
@@ -51,14 +62,16 @@ def check_patients(missing: int, *, unit: str, hospital: str) -> None:
     """
     if unit == "patient" and missing:
         raise DataError(
-            f"{missing} rows of {hospital} have no patient id, and privacy.unit=patient needs one; set data.columns.patient_id, or privacy.unit=record."
+            f"{missing} rows of {hospital} have no patient id, and privacy.unit=patient needs one; "
+            "set data.columns.patient_id, or privacy.unit=record."
         )
 
 
 def _embedded_model_with_room(config: FederationConfig) -> None:
     if config.model.source == "embedded:tiny" and config.model.max_length_tokens > 256:
         raise ConfigError(
-            f"model.max_length_tokens={config.model.max_length_tokens} but the embedded model reads 256 tokens; lower it or choose another model."
+            f"model.max_length_tokens={config.model.max_length_tokens} but the embedded model reads 256 tokens; "
+            "lower it or choose another model."
         )
 
 
@@ -67,7 +80,8 @@ def _hub_model_is_pinned(config: FederationConfig) -> None:
     is_hub_id = not source.startswith(("embedded:", "/", ".", "~"))
     if is_hub_id and config.model.revision is None:
         raise ConfigError(
-            f"model.source={source} has model.revision=null; name a commit so that every hospital loads the same weights (a local folder starts with / or ./)."
+            f"model.source={source} has model.revision=null; name a commit so that every hospital loads the same weights "
+            "(a local folder starts with / or ./)."
         )
 
 
@@ -82,9 +96,13 @@ def _file_has_path_and_columns(config: FederationConfig) -> None:
 
 def _columns_fit(data: DataConfig, *, unit: str) -> None:
     if data.columns is None or data.columns.hospital is None:
-        raise ConfigError(f"data={data.kind} but data.columns.hospital is not set; name the column that says which hospital holds a row.")
+        raise ConfigError(
+            f"data={data.kind} but data.columns.hospital is not set; name the column that says which hospital holds a row."
+        )
     if unit == "patient" and data.columns.patient_id is None:
-        raise ConfigError("privacy.unit=patient but data.columns.patient_id is not set; name the column, or set privacy.unit=record.")
+        raise ConfigError(
+            "privacy.unit=patient but data.columns.patient_id is not set; name the column, or set privacy.unit=record."
+        )
 
 
 def _embedded_takes_no_path(config: FederationConfig) -> None:
@@ -95,13 +113,16 @@ def _embedded_takes_no_path(config: FederationConfig) -> None:
 def _record_unit_has_one_record(config: FederationConfig) -> None:
     if config.privacy.unit == "record" and config.privacy.max_records_per_unit != 1:
         raise ConfigError(
-            f"privacy.unit=record but privacy.max_records_per_unit={config.privacy.max_records_per_unit}; a record is one record: set it to 1."
+            f"privacy.unit=record but privacy.max_records_per_unit={config.privacy.max_records_per_unit}; "
+            "a record is one record: set it to 1."
         )
 
 
 def _epsilon_with_privacy(config: FederationConfig) -> None:
     if config.privacy.mode == "local" and config.privacy.epsilon is None:
-        raise ConfigError("privacy=local but privacy.epsilon is null; set a bound such as privacy.epsilon=8, or privacy=none.")
+        raise ConfigError(
+            "privacy=local but privacy.epsilon is null; set a bound such as privacy.epsilon=8, or privacy=none."
+        )
     if config.privacy.mode == "none" and config.privacy.epsilon is not None:
         raise ConfigError(f"privacy=none but privacy.epsilon={config.privacy.epsilon:g}; remove one of the two.")
 

@@ -7,7 +7,7 @@ in schemas. No `_target_` is ever instantiated.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,18 @@ from fedslm.config.checks import check
 from fedslm.config.schema import FederationConfig, build
 from fedslm.errors import ConfigError
 
-GROUPS = ("model", "adapter", "data", "training", "privacy", "secagg", "strategy", "runtime", "evaluation", "experiment")
+GROUPS = (
+    "model",
+    "adapter",
+    "data",
+    "training",
+    "privacy",
+    "secagg",
+    "strategy",
+    "runtime",
+    "evaluation",
+    "experiment",
+)
 
 
 def config_dir() -> Path:
@@ -60,10 +71,33 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
 
 
+def changed(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What overrides would change in settings that are already composed.
+
+    Only what an override names is looked at: "privacy=none" names the whole group, "privacy.epsilon=3" one value.
+
+    Returns:
+      Dotted name -> (value now, value asked), for those that differ.
+    """
+    asked = compose_values(overrides)
+    names = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    pairs = {name: (_lookup(settings, name), _lookup(asked, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _lookup(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
 def _refuse_options(overrides: Sequence[str]) -> None:
     for override in overrides:
         if override.startswith("-") or "=" not in override:
-            raise ConfigError(f"'{override}' is not a setting; settings look like rounds=10 (fedslm simulate --help lists them).")
+            raise ConfigError(
+                f"'{override}' is not a setting; settings look like rounds=10 (fedslm simulate --help lists them)."
+            )
         if "_target_" in override:
             raise ConfigError(f"'{override}' names a Python object; no setting of FedSLM does.")
 

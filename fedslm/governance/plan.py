@@ -85,7 +85,9 @@ class PlannedPrivacy:
 
     def __post_init__(self) -> None:
         if self.mode == "local" and (self.noise_multiplier == 0 or self.epsilon is None):
-            raise ConfigError("A plan with privacy=local needs a noise_multiplier above 0 and an epsilon; plan it again.")
+            raise ConfigError(
+                "A plan with privacy=local needs a noise_multiplier above 0 and an epsilon; plan it again."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -142,7 +144,9 @@ class Plan:
         """
         values = parse_canonical(data)
         if values.get("version") != PLAN_VERSION:
-            raise ConfigError(f"The plan has version {values.get('version')!r}; this release reads version {PLAN_VERSION}.")
+            raise ConfigError(
+                f"The plan has version {values.get('version')!r}; this release reads version {PLAN_VERSION}."
+            )
         return build(cls, values, where="plan: ")
 
     @property
@@ -175,4 +179,3 @@ class Plan:
 def proximal_mu(strategy: StrategyConfig) -> float:
     """FedProx's pull, 0 for every other strategy; hospitals take it from the plan, not from a message."""
     return strategy.proximal_mu if isinstance(strategy, FedProxConfig) else 0.0
-
