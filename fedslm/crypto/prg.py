@@ -59,7 +59,7 @@ class SecureStream:
     def uint64(self, count: int) -> npt.NDArray[np.uint64]:
         """Draws `count` independent uniform 64-bit numbers."""
         numbers = np.empty(_checked(count), dtype="<u8")
-        target = memoryview(numbers.view(np.uint8))
+        target = numbers.view(np.uint8).data
         for start in range(0, len(target), len(_ZEROS)):
             piece = target[start : start + len(_ZEROS)]
             self._encryptor.update_into(_ZEROS[: len(piece)], piece)
@@ -70,7 +70,7 @@ class SecureStream:
         numbers = self.uint64(count)
         numbers >>= np.uint64(11)
         numbers += np.uint64(1)
-        return numbers * 2.0**-53
+        return numbers.astype(np.float64) * 2.0**-53
 
     def below(self, bound: int, count: int) -> npt.NDArray[np.int64]:
         """Draws `count` uniform integers in [0, bound).

@@ -101,7 +101,7 @@ def calibrate_noise_multiplier(
     delta: float,
     sample_rate: float,
     steps: int,
-    declared_population: int = 1,
+    declared_population: int,
     max_parameters: int = DEFAULT_MAX_PARAMETERS,
 ) -> float:
     """Finds the smallest noise multiplier with which the whole plan stays within epsilon.
@@ -117,7 +117,7 @@ def calibrate_noise_multiplier(
     Returns:
       The noise multiplier, rounded up to 4 decimals.
 
-    Guarantees: a mechanism with the returned value costs at most `epsilon`.
+    Guarantees: a mechanism with the returned value and these settings costs at most `epsilon`.
 
     Raises:
       PrivacyError: values out of range, or no noise multiplier up to 1000 suffices.
@@ -150,7 +150,7 @@ def check_delta(delta: float) -> float:
       PrivacyError: as said.
     """
     if not 0.0 < delta < 1.0:
-        raise PrivacyError(f"delta is {delta}; it has to lie in (0, 1), and at most 1/(100 * population), such as 1e-6.")
+        raise PrivacyError(f"delta is {delta}; it has to lie in (0, 1), at most 1/(100 * population), such as 1e-6.")
     return delta
 
 

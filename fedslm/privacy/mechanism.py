@@ -66,7 +66,7 @@ class Mechanism:
             check_count(name, getattr(self, name))
         if self.unit == "record" and self.max_records_per_unit != 1:
             raise PrivacyError(
-                f"max_records_per_unit is {self.max_records_per_unit}, but where the unit is the record it has to be 1; "
+                f"max_records_per_unit is {self.max_records_per_unit}, but has to be 1 where the unit is the record; "
                 "set it to 1 or use unit=patient."
             )
 

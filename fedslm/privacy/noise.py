@@ -41,8 +41,8 @@ def gaussian(count: int, *, stddev: float, stream: SecureStream) -> npt.NDArray[
     Returns:
       float64 (count,).
 
-    Guarantees: no sample exceeds 9.42 standard deviations; an exact Gaussian does so with probability below 2^-64, which
-    `sampler_delta` adds to delta. Within that range the samples are those of a Gaussian to float64 precision.
+    Guarantees: no sample exceeds 10.2 standard deviations; an exact Gaussian does so with probability below 2^-75,
+    which `sampler_delta` adds to delta. Within that range the samples are those of a Gaussian to float64 precision.
 
     Raises:
       PrivacyError: a standard deviation that is negative or not finite.
@@ -103,7 +103,8 @@ def relative_sensitivity(*, parameters: int, units: int) -> float:
       1 + sqrt(d) 2^-30 + 2 n (n + 2) 2^-53, a little above 1.
 
     Guarantees: the term for the grid alone is 3e-6 at d = 1e7. The clip margin is not netted against it; what it leaves
-    covers a true population of up to 200 000 units even where fewer were declared.
+    covers a true population of up to 200 000 units even where fewer were declared. Not covered: a unit that comes or
+      goes also changes the shapes of the batches, and with them the last bits of the other units' fp32 gradients.
     """
     return 1.0 + math.sqrt(parameters) * 2.0**-GRID_BITS + 2.0 * units * (units + 2) * 2.0**-53
 
@@ -116,19 +117,20 @@ def sampler_delta(*, normals: int, coins: int) -> float:
       coins: Poisson coins tossed over the whole plan.
 
     Returns:
-      (normals + coins) 2^-64: total variation distance by the union bound. It covers the missing tail and the rounding
-      of the sampling threshold, not the rounding inside float64 arithmetic, which is finer than the grid by 2^-20 or
-      more a sample and is not proven negligible.
+      normals 2^-75 + coins 2^-64: total variation distance by the union bound. It covers the missing tail and the
+      rounding of the sampling threshold. It does not cover the rounding inside float64 arithmetic: a sample's own step
+      is finer than the grid by about 2^-20, and that this is negligible is argued, not proven.
     """
-    return (normals + coins) * 2.0**-64
+    return normals * 2.0**-75 + coins * 2.0**-64
 
 
 def _box_muller(out: npt.NDArray[np.float64], stream: SecureStream) -> None:
     """Fills an even number of entries with standard Gaussian samples."""
     half = len(out) // 2
     words = stream.uint64(2 * half)
-    # All 64 bits go into the radius, as (k + 1) 2^-64: float64 is finest near 0, where the tail is made.
-    radius = (words[:half].astype(np.float64) + 1.0) * 2.0**-64
+    # The radius takes 75 bits, the 11 that the angle leaves over included: float64 is finest near 0, where the tail is.
+    spare = (words[half:] & np.uint64(2**11 - 1)).astype(np.float64)
+    radius = (words[:half] + (spare + 1.0) * 2.0**-11) * 2.0**-64
     np.sqrt(np.multiply(np.log(radius, out=radius), -2.0, out=radius), out=radius)
     angle = (words[half:] >> np.uint64(11)) * (2.0 * math.pi * 2.0**-53)
     np.multiply(radius, np.cos(angle), out=out[:half])
