@@ -61,6 +61,9 @@ def _end(example: Example, tokenizer: Tokenizer) -> list[int]:
 def _join(prompt: list[int], answer: list[int], max_length_tokens: int) -> TokenisedExample:
     room = max_length_tokens - len(answer)
     if room < 1:
-        raise DataError(f"A completion has {len(answer)} tokens but model.max_length_tokens={max_length_tokens}; raise it or shorten the answers.")
+        raise DataError(
+            f"A completion has {len(answer)} tokens but model.max_length_tokens={max_length_tokens}; "
+            "raise it or shorten the answers."
+        )
     kept = prompt[-room:]
     return TokenisedExample(input_ids=np.array(kept + answer, dtype=np.int64), completion_start=len(kept))

@@ -5,15 +5,12 @@ Names are PEFT's own state-dict keys, so that what the server averages is, saved
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.numpy import load_file, save_file
 
 from fedslm.config.schema import AdapterConfig
 from fedslm.crypto.prg import SecureStream, derive_key
@@ -22,9 +19,6 @@ from fedslm.models.families import default_targets
 from fedslm.models.loading import BaseModel
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 
 class Adapter:
@@ -43,7 +37,7 @@ class Adapter:
         """
         self.targets = config.targets or default_targets(base.model_type)
         self.model = _attach(base, config, self.targets)
-        self._parameters = {_peft_key(name): value for name, value in self.model.named_parameters() if "lora_" in name}
+        self._parameters = {peft_name(name): value for name, value in self.model.named_parameters() if "lora_" in name}
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(config.method == "full" or "lora_A" not in name)
 
@@ -83,35 +77,16 @@ class Adapter:
             raise ModelError(f"The adapter has no array '{name}'; it belongs to another model or other LoRA targets.")
         expected = tuple(self._parameters[name].shape)
         if array.shape != expected:
-            raise ModelError(f"The adapter's array '{name}' has shape {array.shape}, expected {expected}; ranks or models differ.")
+            raise ModelError(
+                f"The adapter's array '{name}' has shape {array.shape}, expected {expected}; ranks or models differ."
+            )
         if not np.isfinite(array).all():
-            raise ModelError(f"The adapter's array '{name}' is not finite; lower the learning rate and go on from an earlier checkpoint.")
+            raise ModelError(f"The adapter's array '{name}' is not finite; lower the learning rate and resume.")
 
 
-def save_adapter(folder: Path, arrays: Mapping[str, np.ndarray[Any, Any]], description: Mapping[str, Any]) -> None:
-    """Writes PEFT's two files; every file is flushed to disk before the call returns.
-
-    Args:
-      description: the content of `adapter_config.json`, from `describe`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(dict(description), indent=2, sort_keys=True) + "\n")
-
-
-def load_adapter(folder: Path) -> Arrays:
-    """Reads the arrays of an adapter folder.
-
-    Raises:
-      ModelError: there is none, or it is damaged.
-    """
-    try:
-        return dict(load_file(folder / WEIGHTS_FILE))
-    except Exception as error:  # safetensors raises its own class, not an OSError, for a damaged file
-        raise ModelError(f"The adapter in {folder} cannot be read ({type(error).__name__}); choose another checkpoint.") from None
-
-
-def describe(base_name: str, *, rank: int, alpha: float, targets: tuple[str, ...], fan_in_fan_out: bool = False) -> dict[str, Any]:
+def describe(
+    base_name: str, *, rank: int, alpha: float, targets: tuple[str, ...], fan_in_fan_out: bool = False
+) -> dict[str, Any]:
     """The `adapter_config.json` of an adapter, without needing torch."""
     return {
         "peft_type": "LORA",
@@ -140,17 +115,20 @@ def _attach(base: BaseModel, config: AdapterConfig, targets: tuple[str, ...]) ->
     try:
         model = get_peft_model(base.model, settings)
     except ValueError:
-        raise ModelError(f"adapter.targets={list(targets)} match no module of this {base.model_type} model; name modules it has.") from None
+        raise ModelError(
+            f"adapter.targets={list(targets)} match no module of this {base.model_type} model; name modules it has."
+        ) from None
     model.eval()
     return model
 
 
-def _peft_key(name: str) -> str:
+def peft_name(name: str) -> str:
+    """A parameter's name as PEFT writes it into files, without the adapter's own name."""
     return name.replace(".default.", ".")
 
 
 def _to_numpy(parameter: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return parameter.detach().to(torch.float32).cpu().numpy().copy()
+    return np.array(parameter.detach().to(torch.float32).cpu().numpy(), dtype=np.float32)
 
 
 def _initial(name: str, shape: tuple[int, ...], seed: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -159,4 +137,4 @@ def _initial(name: str, shape: tuple[int, ...], seed: bytes) -> np.ndarray[Any, 
     stream = SecureStream(derive_key(seed, label="initial-adapter", context=name.encode()))
     bound = 1 / np.sqrt(shape[-1])
     values = (2 * stream.uniform(int(np.prod(shape))) - 1) * bound
-    return values.reshape(shape).astype(np.float32)
+    return np.asarray(values.reshape(shape), dtype=np.float32)
