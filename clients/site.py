@@ -77,11 +77,15 @@ class Site:
         """
         planned = plan.hospital(self.hospital)
         if plan.privacy.mode == "none" and not self.allow_privacy_none:
-            raise ConfigError(f"The plan has privacy=none and site.yaml of {self.hospital} has allow_privacy_none=false.")
+            raise ConfigError(
+                f"The plan has privacy=none and site.yaml of {self.hospital} has allow_privacy_none=false."
+            )
         if plan.privacy.unit != self.unit:
             raise ConfigError(f"The plan protects the {plan.privacy.unit}, site.yaml asks for the {self.unit}.")
         if planned.declared_population != self.declared_population:
-            raise ConfigError(f"The plan declares {planned.declared_population} {self.unit}s, site.yaml {self.declared_population}.")
+            raise ConfigError(
+                f"The plan declares {planned.declared_population} {self.unit}s, site.yaml {self.declared_population}."
+            )
         if self.max_epsilon is not None and (plan.privacy.epsilon or float("inf")) > self.max_epsilon:
             raise ConfigError(f"The plan spends epsilon {plan.privacy.epsilon}, site.yaml allows {self.max_epsilon}.")
 
@@ -99,7 +103,9 @@ def read_site(path: Path) -> Site:
     except yaml.YAMLError:
         raise ConfigError(f"The site file {path} is not YAML.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"The site file {path} is empty; it needs at least hospital, sources, unit and declared_population.")
+        raise ConfigError(
+            f"The site file {path} is empty; it needs at least hospital, sources, unit and declared_population."
+        )
     return build(Site, values, where=f"{path}: ")
 
 
@@ -117,4 +123,6 @@ def find_site(node_config: dict[str, Any]) -> Path:
     folder = os.environ.get(SITES_FOLDER_VARIABLE)
     if folder and "partition-id" in node_config:
         return Path(folder) / f"{node_config['partition-id']}.yaml"
-    raise ConfigError(f"This node names no site file; start it with --node-config '{SITE_FILE_KEY}=\"/path/site.yaml\"'.")
+    raise ConfigError(
+        f"This node names no site file; start it with --node-config '{SITE_FILE_KEY}=\"/path/site.yaml\"'."
+    )

@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         return _dispatch(arguments)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        _say("interrupted", interrupt)
         return INTERRUPTED
     except FedSLMError as error:
         return _report(error, debug=debug)
@@ -71,8 +71,13 @@ def _dispatch(arguments: list[str]) -> int:
 def _report(error: FedSLMError, *, debug: bool) -> int:
     if debug:
         raise error
-    print(f"fedslm: {error}", file=sys.stderr)
+    _say(str(error), error)
     return error.exit_code
+
+
+def _say(sentence: str, error: BaseException) -> None:
+    """Prints what happened and, from the error's notes, how to go on."""
+    print("\n".join([f"fedslm: {sentence}", *getattr(error, "__notes__", [])]), file=sys.stderr)
 
 
 def usage() -> str:

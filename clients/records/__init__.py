@@ -9,6 +9,7 @@ from clients.records.embedded import read_embedded
 from clients.records.jsonl import read_jsonl
 from clients.site import RecordSource, Site
 from fedslm.data.example import Example
+from fedslm.data.hospitals import shuffle_answers
 from fedslm.errors import DataError
 
 
@@ -18,8 +19,6 @@ class Records:
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
-
-
 
 
 def read_records(site: Site) -> Records:
@@ -33,7 +32,15 @@ def read_records(site: Site) -> Records:
         "embedded": read_embedded,
     }
     parts = [readers[source.kind](source) for source in site.sources]
-    train = tuple(example for part in parts for example in part[0])
+    train = tuple(
+        example for source, part in zip(site.sources, parts, strict=True) for example in _kept(source, part[0])
+    )
     if not train:
-        raise DataError(f"The hospital {site.hospital} has no records to train on; check its source and the hospital column.")
+        raise DataError(
+            f"The hospital {site.hospital} has no records to train on; check its source and the hospital column."
+        )
     return Records(train=train, held_out=tuple(example for part in parts for example in part[1]))
+
+
+def _kept(source: RecordSource, train: tuple[Example, ...]) -> tuple[Example, ...]:
+    return shuffle_answers(train, seed=source.seed) if source.shuffle_labels else train

@@ -105,7 +105,9 @@ def _choices(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> 
 
 def _by_index(choices: tuple[str, ...], index: int, path: Path, line: int) -> str:
     if not 0 <= index < len(choices):
-        raise DataError(f"{path} line {line}: answer index {index} is outside 0 to {len(choices) - 1}; indices count from 0.")
+        raise DataError(
+            f"{path} line {line}: answer index {index} is outside 0 to {len(choices) - 1}; indices count from 0."
+        )
     return choices[index]
 
 

@@ -79,7 +79,9 @@ def _checked(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype != np.float32:
         raise ModelError(f"The array '{name}' has dtype {array.dtype}; only float32 is exchanged.")
     if not np.isfinite(array).all():
-        raise ModelError(f"The array '{name}' is not finite; lower the learning rate and resume from an earlier checkpoint.")
+        raise ModelError(
+            f"The array '{name}' is not finite; lower the learning rate and resume from an earlier checkpoint."
+        )
     return array
 
 
@@ -111,7 +113,7 @@ def read_train_request(message: Message) -> TrainRequest:
     number = content.config_records.get(CONFIG, ConfigRecord()).get("server-round")
     plan = read_plan(message)
     if not isinstance(number, int) or not 1 <= number <= plan.training.rounds:
-        raise ConfigError(f"The message is for round {number}; the plan has rounds 1 to {plan.training.rounds}.")
+        raise ConfigError(f"The message is for round {number!r}; the plan has rounds 1 to {plan.training.rounds}.")
     return TrainRequest(
         plan=plan,
         round=number,
@@ -139,13 +141,16 @@ def error_reply(request: Message, code: ErrorCode, incident: str) -> Message:
 def error_name(reply: Message) -> str:
     """The name of a reply's error code, ours or Flower's. The reason's text is not trusted and not repeated."""
     code = reply.error.code
-    return ErrorCode(code).name if code in ErrorCode else f"FLOWER_{code}"
+    return ErrorCode(code).name if code in set(ErrorCode) else f"FLOWER_{code}"
 
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of the arrays and byte strings in a message (framing not counted)."""
     arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
     texts = sum(
-        len(value) for record in content.config_records.values() for value in record.values() if isinstance(value, bytes)
+        len(value)
+        for record in content.config_records.values()
+        for value in record.values()
+        if isinstance(value, bytes)
     )
     return arrays + texts

@@ -21,7 +21,7 @@ class Hospital:
     state: str = "waiting"  # waiting, joined, training, trained, dropped or refused
     code: str = ""  # why it was dropped or refused
     rounds: set[int] = field(default_factory=set)  # in which it trained
-    epsilon: float | None = None  # spent at most: the run's epsilon after the last round it trained in
+    epsilon: float | None = None  # spent at most: the run's after the last round it trained in; None: not known
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float | None = None
@@ -71,6 +71,7 @@ class Progress:
     def __init__(self) -> None:
         self.header: Header | None = None
         self.hospitals: dict[str, Hospital] = {}
+        self.planned = 0  # hospitals the plan names; a stranger that was refused has a row, but no part in it
         self.rounds = 0
         self.round = 0  # running, or the last one finished
         self.is_round_open = False
@@ -84,7 +85,7 @@ class Progress:
         self.outcome = ""  # finished, interrupted or failed
         self.failure_code = ""
         self._round_seconds: dict[int, float] = {}
-        self._round_opened_at = 0.0
+        self._round_opened_at: float | None = None
         self._started_at: float | None = None
         self._ended_at: float | None = None
 
@@ -113,12 +114,13 @@ class Progress:
         return max(0.0, (now if self._ended_at is None else self._ended_at) - self._started_at)
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds to go by the median of recent rounds (with scoring and checkpoint); None while unknown or over."""
+        """Seconds to go by the median of recent rounds, each up to its last event; None while unknown or over."""
         known = [seconds for round, seconds in self._round_seconds.items() if round <= self.rounds_done]
         if self.outcome or not known or self.rounds_done >= self.rounds:
             return None
         usual = median(known[-_RECENT_ROUNDS:])
-        inside = min(usual, max(0.0, now - self._round_opened_at)) if self.is_round_open else 0.0
+        opened_at = self._round_opened_at if self.is_round_open else None
+        inside = 0.0 if opened_at is None else min(usual, max(0.0, now - opened_at))
         return (self.rounds - self.rounds_done) * usual - inside
 
     def hospital(self, name: str) -> Hospital:
@@ -137,9 +139,12 @@ class Progress:
     ) -> None:
         self.header = Header(**header)
         self.rounds, self.round, self.is_round_open = rounds, first_round - 1, False
-        self._started_at, self._ended_at, self.outcome = time, None, ""
+        self._started_at, self._ended_at, self.outcome, self._round_opened_at = time, None, "", None
+        self.planned, self.comparison = len(hospitals), None
         for name in hospitals:
-            self.hospital(name).state = "waiting"
+            hospital = self._set(name, "waiting")
+            if first_round == 1:
+                hospital.epsilon = 0.0
 
     def _hospital_joined(self, time: float, *, hospital: str) -> None:
         self._set(hospital, "joined")
@@ -149,7 +154,6 @@ class Progress:
 
     def _round_started(self, time: float, *, round: int) -> None:
         self.round, self.is_round_open, self._round_opened_at = round, True, time
-        self._round_seconds.pop(round, None)  # a round that a resumed run does again
         for hospital in self.hospitals.values():
             if hospital.state not in ("waiting", "refused"):
                 self._set(hospital.name, "training")
@@ -172,7 +176,7 @@ class Progress:
         self, time: float, *, round: int, seconds: float, epsilon: float | None, survivors: Sequence[str]
     ) -> None:
         self.round, self.is_round_open, self.epsilon = round, False, epsilon
-        self._add_seconds(round, seconds)
+        self._time_round(round, time)
         for name in survivors:
             self._set(name, "trained").rounds.add(round)
         for hospital in self.hospitals.values():
@@ -183,11 +187,11 @@ class Progress:
 
     def _scored(self, time: float, *, round: int, loss: float, accuracy: float, seconds: float) -> None:
         self.losses[round], self.accuracies[round] = loss, accuracy
-        self._add_seconds(round, seconds)
+        self._time_round(round, time)
 
     def _checkpoint_written(self, time: float, *, round: int, seconds: float) -> None:
         self.saved_round = round
-        self._add_seconds(round, seconds)
+        self._time_round(round, time)
 
     def _comparison_started(self, time: float, *, name: str, index: int, total: int) -> None:
         self.comparison = Comparison(name=name, index=index, total=total)
@@ -216,10 +220,10 @@ class Progress:
         hospital.state, hospital.code = state, code
         return hospital
 
-    def _add_seconds(self, round: int, seconds: float) -> None:
-        """Counts a round's parts (training, score, checkpoint) together; round 0 is only a score, not a round."""
-        if round > 0:
-            self._round_seconds[round] = self._round_seconds.get(round, 0.0) + seconds
+    def _time_round(self, round: int, time: float) -> None:
+        """A round lasts from its start to the last event about it: score and checkpoint come in any order."""
+        if round == self.round and self._round_opened_at is not None:
+            self._round_seconds[round] = time - self._round_opened_at
 
     def _end(self, time: float, outcome: str) -> None:
         self.outcome, self._ended_at = outcome, time

@@ -6,27 +6,44 @@ machines, so every one of them is drawn as plain text: no rich markup, no termin
 
 from __future__ import annotations
 
-import math
-import shlex
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any, Self, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
+from fedslm.reporting.closing import closing_lines, comparison_table
+from fedslm.reporting.drawing import (
+    ASCII,
+    UNICODE,
+    Glyphs,
+    bar,
+    budget_words,
+    clean,
+    duration_words,
+    one_line,
+    percent_words,
+    size_words,
+    sparkline,
+    spent_words,
+)
 from fedslm.reporting.events import Event
 from fedslm.reporting.progress import Comparison, Header, Hospital, Progress
 
+__all__ = ["LiveView", "PlainView", "choose_view", "closing_lines", "comparison_table"]
+
 _REFRESHES_PER_S = 4
-_WIDEST = 120  # columns; longer bars would tell no more
-_LINES_BESIDE_TABLE = 14  # header, footer and table head at their longest: what is left of the screen is for hospitals
+_WIDEST = 100  # columns; longer bars would tell no more
+_LINES_BESIDE_TABLE = 16  # header, footer and table head at their longest: what is left of the screen is for hospitals
+_STATE_WIDTH = (10, 22)  # columns: "training" and its spinner, and a state with its code
 _LOUD = "bold white on red"
 _STATE_STYLES = {
     "waiting": "dim",
@@ -38,80 +55,24 @@ _STATE_STYLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Glyphs:
-    """The characters drawings are made of, for terminals with and without Unicode."""
-
-    full: str
-    head: str
-    rest: str
-    levels: str
-    spinner: str
-    dot: str
-    more: str
-
-
-_UNICODE = _Glyphs("━", "╸", "─", "▁▂▃▄▅▆▇█", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", " · ", "…")
-_ASCII = _Glyphs("#", ">", "-", "_.-:=+*#", "|/-\\", ", ", "...")
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def _clean(text: object) -> str:
-    """Text from elsewhere as one printable line: escape sequences and line breaks become question marks."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
-
-
-def _duration(seconds: float) -> str:
-    """4.2 s, 4m 02s or 1h 05m."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02d}s"
-    return f"{minutes // 60}h {minutes % 60:02d}m"
-
-
-def _size(size_bytes: int) -> str:
-    """Bytes with three figures: 512 B, 1.23 MB."""
-    value, unit = float(size_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    if unit == "B":
-        return f"{size_bytes} B"
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f} {unit}"
-
-
-def _percent(share: float) -> str:
-    """61.2 %"""
-    return f"{100 * share:.1f} %"
-
-
-def _spent(epsilon: float) -> str:
-    """Epsilon with two decimals, rounded up: a guarantee is never shown stronger than it is."""
-    return f"{math.ceil(epsilon * 100 - 1e-6) / 100:.2f}"
-
-
-def _budget(epsilon: float) -> str:
-    """A configured epsilon as it was written: 8.0, 0.25."""
-    return f"{epsilon:.1f}" if round(epsilon, 1) == epsilon else f"{epsilon:g}"
+def _told(history: Iterable[Event]) -> Progress:
+    progress = Progress()
+    for event in history:
+        progress.apply(event)
+    return progress
 
 
 def _privacy_sentence(privacy: Mapping[str, Any]) -> str:
     """epsilon 8.0 at delta 1e-06 per patient"""
-    delta, unit = f"delta {privacy['delta']:.3g}", f"per {_clean(privacy['unit'])}"
+    delta, unit = f"delta {privacy['delta']:.3g}", f"per {clean(privacy['unit'])}"
     if privacy["epsilon"] is None:
         return f"noise multiplier {privacy['noise_multiplier']:.3g}, no epsilon budget, {delta} {unit}"
-    return f"epsilon {_budget(privacy['epsilon'])} at {delta} {unit}"
+    return f"epsilon {budget_words(privacy['epsilon'])} at {delta} {unit}"
 
 
 def _run_sentence(header: Header, dot: str) -> str:
     parameters = f"{header.adapter_parameters:,} adapter parameters"
-    return f"{_clean(header.run_id)}{dot}{_clean(header.model)}{dot}{parameters}"
+    return f"{clean(header.run_id)}{dot}{clean(header.model)}{dot}{parameters}"
 
 
 def _warnings(header: Header) -> list[tuple[str, str]]:
@@ -131,40 +92,12 @@ def _epsilon_words(progress: Progress) -> str:
     if progress.epsilon is None or progress.header is None or not progress.header.is_private:
         return ""
     budget = progress.header.privacy["epsilon"]
-    return f"epsilon {_spent(progress.epsilon)}" + (f" of {_budget(budget)}" if budget is not None else "")
+    return f"epsilon {spent_words(progress.epsilon)}" + (f" of {budget_words(budget)}" if budget is not None else "")
 
 
 def _remaining_words(progress: Progress, now: float) -> str:
     remaining = progress.remaining_s(now)
-    return "" if remaining is None else f"about {_duration(remaining)} left"
-
-
-# --- small drawings --------------------------------------------------------------------------------------------------
-
-
-def _bar(fraction: float, width: int, glyphs: _Glyphs, style: str = "cyan") -> Text:
-    """A bar that can be read without colour."""
-    filled = min(width, max(0, round(fraction * width * 2)) / 2)
-    done = glyphs.full * int(filled) + (glyphs.head if filled % 1 else "")
-    return Text.assemble((done, style), (glyphs.rest * (width - len(done)), "bright_black"))
-
-
-def sparkline(values: Sequence[float], width: int, levels: str = _UNICODE.levels) -> str:
-    """The last `width` values as one character each, lowest to highest; equal values lie on the floor."""
-    shown = list(values)[-width:] if width > 0 else []
-    if not shown:
-        return ""
-    low, span = min(shown), max(shown) - min(shown)
-    top = len(levels) - 1
-    return "".join(levels[round((value - low) / span * top) if span > 0 else 0] for value in shown)
-
-
-def _one_line(text: str, style: str = "") -> Text:
-    """Text that is cut rather than wrapped where a column is too narrow."""
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
-
-
-# --- the live frame --------------------------------------------------------------------------------------------------
+    return "" if remaining is None else f"about {duration_words(remaining)} left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +108,7 @@ class _Frame:
     width: int
     height: int
     now: float
-    glyphs: _Glyphs
+    glyphs: Glyphs
 
     def render(self) -> Group:
         header = self.progress.header
@@ -188,7 +121,8 @@ class _Frame:
         return self.glyphs.spinner[int(self.now * _REFRESHES_PER_S) % len(self.glyphs.spinner)]
 
     def _title(self, header: Header) -> list[RenderableType]:
-        lines: list[RenderableType] = [Text.assemble(("FedSLM", "bold cyan"), "  ", self._run(header))]
+        run = _run_sentence(header, self.glyphs.dot)
+        lines: list[RenderableType] = [Text.assemble(("FedSLM", "bold cyan"), f"  {run}")]
         facts = []
         if header.is_private:
             facts.append(_privacy_sentence(header.privacy))
@@ -199,43 +133,64 @@ class _Frame:
         lines += [Text(text, style=style) for text, style in _warnings(header)]
         return lines
 
-    def _run(self, header: Header) -> Text:
-        return Text(_run_sentence(header, self.glyphs.dot))
-
     def _table(self, header: Header) -> Table:
-        columns = [Column("hospital"), Column("state"), Column("rounds", justify="right", no_wrap=True)]
+        name_width, state_width = self._widths(header)
+        columns = [Column("hospital", width=name_width, no_wrap=True), Column("state", width=state_width, no_wrap=True)]
+        columns.append(Column("rounds", justify="right", no_wrap=True))
         if header.is_private:
-            columns.append(Column(self._epsilon_heading(header), no_wrap=True))
-        columns += [Column(name, justify="right", no_wrap=True, min_width=7) for name in ("up", "down", "last")]
-        table = Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bright_black")
+            columns.append(Column(self._epsilon_heading(header), width=self._epsilon_width(header), no_wrap=True))
+        columns += [Column(name, justify="right", no_wrap=True, width=7) for name in self._measures()]
+        table = Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         for hospital in self._shown():
-            table.add_row(*self._row(hospital, header))
+            table.add_row(*self._row(hospital, header, state_width))
         return table
+
+    def _widths(self, header: Header) -> tuple[int, int]:
+        """Columns for names and for states: what the others leave. They depend on no state, so nothing ever jumps."""
+        others = 2 + 2 + 6 + 9 * len(self._measures()) + (2 + self._epsilon_width(header) if header.is_private else 0)
+        longest = max((cell_len(clean(name)) for name in self.progress.hospitals), default=8)
+        name = max(8, min(longest, self.width - others - _STATE_WIDTH[0]))
+        return name, max(_STATE_WIDTH[0], min(_STATE_WIDTH[1], self.width - others - name))
 
     def _epsilon_heading(self, header: Header) -> str:
         budget = header.privacy["epsilon"]
-        return "epsilon spent" if budget is None else f"epsilon of {_budget(budget)}"
+        return "epsilon" if budget is None or self.width < 100 else f"epsilon of {budget_words(budget)}"
 
-    def _row(self, hospital: Hospital, header: Header) -> list[RenderableType]:
-        last = "" if hospital.seconds is None else _duration(hospital.seconds)
-        cells: list[RenderableType] = [_one_line(_clean(hospital.name), "bold"), self._state(hospital)]
+    def _measures(self) -> tuple[str, ...]:
+        return ("up", "down", "last") if self.width >= 70 else ("last",)
+
+    def _bar_width(self) -> int:
+        return 0 if self.width < 70 else 6 if self.width < 100 else 16
+
+    def _epsilon_width(self, header: Header) -> int:
+        budget = header.privacy["epsilon"]
+        return 8 if budget is None else max(8, self._bar_width() + 1 + len(spent_words(budget)))
+
+    def _row(self, hospital: Hospital, header: Header, state_width: int) -> list[RenderableType]:
+        last = "" if hospital.seconds is None else duration_words(hospital.seconds)
+        cells: list[RenderableType] = [one_line(clean(hospital.name), "bold"), self._state(hospital, state_width)]
         cells.append(str(len(hospital.rounds)))
         if header.is_private:
             cells.append(self._epsilon(hospital, header.privacy["epsilon"]))
-        return [*cells, _size(hospital.bytes_up), _size(hospital.bytes_down), last]
+        measures = {"up": size_words(hospital.bytes_up), "down": size_words(hospital.bytes_down), "last": last}
+        return [*cells, *(measures[name] for name in self._measures())]
 
-    def _state(self, hospital: Hospital) -> Text:
-        words = f"{hospital.state} ({_clean(hospital.code)})" if hospital.code else hospital.state
+    def _state(self, hospital: Hospital, width: int) -> Text:
+        words = f"{hospital.state} ({clean(hospital.code)})" if hospital.code else hospital.state
+        if cell_len(words) > width:  # half a code helps nobody; the footer has it
+            words = hospital.state
         if hospital.state == "training" and not self.progress.outcome:
             words = f"{words} {self._spinner()}"
-        return _one_line(words, _STATE_STYLES[hospital.state])
+        return one_line(words, _STATE_STYLES[hospital.state])
 
     def _epsilon(self, hospital: Hospital, budget: float | None) -> Text:
-        spent = hospital.epsilon or 0.0
+        if hospital.epsilon is None:  # a resumed run that was not told its first part: 0.00 would be a lie
+            return Text("?")
+        words = spent_words(hospital.epsilon)
         if not budget:
-            return Text(_spent(spent))
-        bar = _bar(spent / budget, 6 if self.width < 100 else 16, self.glyphs)
-        return Text.assemble(bar, f" {_spent(spent):>{len(_budget(budget)) + 1}}")
+            return Text(words)
+        drawn = bar(hospital.epsilon / budget, self._bar_width(), self.glyphs)
+        return Text.assemble(drawn, f" {words:>{len(spent_words(budget))}}")
 
     def _shown(self) -> list[Hospital]:
         """The hospitals there is room for."""
@@ -251,7 +206,8 @@ class _Frame:
         return [Text(f"{self.glyphs.more} and {len(hidden)} more: {words}", style="dim")]
 
     def _footer(self) -> list[RenderableType]:
-        lines = [self._round_line(), *self._score_line(), self._time_line(), *self._drop_line(), *self._outcome_line()]
+        lines: list[RenderableType] = [self._round_line(), *self._score_line(), self._time_line()]
+        lines += [*self._drop_line(), *self._refused_line(), *self._outcome_line()]
         comparison = self.progress.comparison
         return lines if comparison is None else [*lines, Text(), *self._comparison_lines(comparison)]
 
@@ -263,46 +219,56 @@ class _Frame:
     def _bar_line(self, words: str, fraction: float, style: str) -> Text:
         percent = f" {100 * fraction:3.0f} %"
         room = self.width - len(words) - 2 - len(percent)
-        return Text.assemble((f"{words}  ", "bold"), _bar(fraction, max(4, room), self.glyphs, style), percent)
+        return Text.assemble((f"{words}  ", "bold"), bar(fraction, max(4, room), self.glyphs, style), percent)
 
     def _score_line(self) -> list[Text]:
         accuracies = [self.progress.accuracies[round] for round in sorted(self.progress.accuracies)]
         if not accuracies:
             return []
         loss = self.progress.losses[max(self.progress.losses)]
-        words = f"pooled test: loss {loss:.3f}  accuracy {_percent(accuracies[-1])}"
-        begin = f"  from {_percent(accuracies[0])}  " if len(accuracies) > 1 else ""
-        curve = sparkline(accuracies, self.width - len(words) - len(begin), self.glyphs.levels)
-        return [Text.assemble(words, (begin, "bright_black"), (curve if begin else "", "green"))]
+        words = f"all test patients: loss {loss:.3f}  "
+        latest = f"accuracy {percent_words(accuracies[-1])}"
+        begin = f"  from {percent_words(accuracies[0])}  " if len(accuracies) > 1 else ""
+        room = self.width - len(words) - len(latest) - len(begin)
+        curve = sparkline(accuracies, room, self.glyphs.levels) if begin else ""
+        return [Text.assemble(words, (latest, "bold"), (begin, "dim"), (curve, "green"))]
 
     def _time_line(self) -> Text:
-        words = [f"elapsed {_duration(self.progress.elapsed_s(self.now))}", _remaining_words(self.progress, self.now)]
+        words = [
+            f"elapsed {duration_words(self.progress.elapsed_s(self.now))}",
+            _remaining_words(self.progress, self.now),
+        ]
         if self.progress.saved_round is not None:
             words.append(f"saved through round {self.progress.saved_round}")
-        return Text(self.glyphs.dot.join(word for word in words if word), style="bright_black")
+        return Text(self.glyphs.dot.join(word for word in words if word), style="dim")
 
     def _drop_line(self) -> list[Text]:
         if self.progress.last_drop is None:
             return []
         round, hospital, code = self.progress.last_drop
         count = "1 drop" if self.progress.drops == 1 else f"{self.progress.drops} drops, the last"
-        return [_one_line(f"{count} in round {round}: {_clean(hospital)} ({_clean(code)})", "yellow")]
+        return [one_line(f"{count} in round {round}: {clean(hospital)} ({clean(code)})", "yellow")]
+
+    def _refused_line(self) -> list[Text]:
+        refused = [hospital for hospital in self.progress.hospitals.values() if hospital.state == "refused"]
+        words = ", ".join(f"{clean(hospital.name)} ({clean(hospital.code)})" for hospital in refused)
+        return [one_line(f"refused: {words}", "bold red")] if refused else []
 
     def _outcome_line(self) -> list[Text]:
         if self.progress.outcome == "interrupted":
             return [Text(f"interrupted in round {self.progress.round}", style="bold yellow")]
         if self.progress.outcome == "failed":
-            return [Text(f"failed ({_clean(self.progress.failure_code)})", style="bold red")]
+            return [Text(f"failed ({clean(self.progress.failure_code)})", style="bold red")]
         return []
 
     def _comparison_lines(self, comparison: Comparison) -> list[Text]:
         words = f"comparison {comparison.index} of {comparison.total}"
         lines = [self._bar_line(words, comparison.fraction, "magenta")]
         if comparison.accuracy is not None:
-            detail = f"accuracy {_percent(comparison.accuracy)}"
+            detail = f"accuracy {percent_words(comparison.accuracy)}"
         else:
             detail = f"round {comparison.round} of {comparison.rounds}" if comparison.rounds else self._spinner()
-        return [*lines, _one_line(f"{_clean(comparison.name)}: {detail}", "bright_black")]
+        return [*lines, one_line(f"{clean(comparison.name)}: {detail}", "dim")]
 
 
 class LiveView:
@@ -314,11 +280,18 @@ class LiveView:
 
     Args:
       console: where to draw.
+      history: the events of the earlier part of a run that is resumed (`read_events`).
       clock: the present moment in unix seconds, comparable with the events' times.
     """
 
-    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.time) -> None:
-        self._progress = Progress()
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        history: Iterable[Event] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._progress = _told(history)
         self._clock = clock
         self._lock = threading.Lock()  # rich draws from a thread of its own
         self._live = Live(
@@ -338,15 +311,11 @@ class LiveView:
         self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        glyphs = _ASCII if options.ascii_only else _UNICODE
+        glyphs = ASCII if options.ascii_only else UNICODE
         with self._lock:
-            frame = _Frame(
-                self._progress, min(options.max_width, _WIDEST), console.height, self._clock(), glyphs
-            ).render()
-        yield frame
-
-
-# --- plain lines -----------------------------------------------------------------------------------------------------
+            width = min(options.max_width, _WIDEST)
+            picture = _Frame(self._progress, width, console.height, self._clock(), glyphs).render()
+        yield picture
 
 
 class PlainView:
@@ -355,13 +324,19 @@ class PlainView:
     Args:
       console: where to print.
       quiet: only what nobody may overlook: privacy off, updates readable, a hospital that refused, a failure.
+      history: the events of the earlier part of a run that is resumed; they are counted, not printed.
       clock: the present moment in unix seconds, comparable with the events' times.
     """
 
     def __init__(
-        self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.time
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        history: Iterable[Event] = (),
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._progress = Progress()
+        self._progress = _told(history)
         self._console = console or Console()
         self._quiet = quiet
         self._clock = clock
@@ -392,8 +367,9 @@ class PlainView:
         if header is None:
             return
         self._say(f"run {_run_sentence(header, ', ')}")
-        rounds = f"rounds {fields['first_round']} to {fields['rounds']}"
-        self._say(f"{len(fields['hospitals'])} hospitals, {rounds}: {', '.join(map(_clean, fields['hospitals']))}")
+        first, last = fields["first_round"], fields["rounds"]
+        rounds = f"rounds {first} to {last}" if first <= last else "no rounds left"
+        self._say(f"{len(fields['hospitals'])} hospitals, {rounds}: {', '.join(map(clean, fields['hospitals']))}")
         if header.is_private:
             self._say(f"privacy: {_privacy_sentence(header.privacy)}", "green")
         if header.masked:
@@ -402,23 +378,23 @@ class PlainView:
             self._say(text, style, loud=True)
 
     def _hospital_joined(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"{_clean(fields['hospital'])} joined")
+        self._say(f"{clean(fields['hospital'])} joined")
 
     def _hospital_refused(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"{_clean(fields['hospital'])} refused ({_clean(fields['code'])})", "bold red", loud=True)
+        self._say(f"{clean(fields['hospital'])} refused ({clean(fields['code'])})", "bold red", loud=True)
 
     def _hospital_dropped(self, fields: Mapping[str, Any]) -> None:
-        where = f"round {fields['round']}: {_clean(fields['hospital'])}"
-        self._say(f"{where} dropped ({_clean(fields['code'])})", "yellow")
+        where = f"round {fields['round']}: {clean(fields['hospital'])}"
+        self._say(f"{where} dropped ({clean(fields['code'])})", "yellow")
 
     def _round_finished(self, fields: Mapping[str, Any]) -> None:
-        round, hospitals = fields["round"], self._progress.hospitals.values()
+        round, survivors, hospitals = fields["round"], fields["survivors"], self._progress.hospitals.values()
         up, down = sum(each.bytes_up for each in hospitals), sum(each.bytes_down for each in hospitals)
         words = [
-            f"round {round} of {self._progress.rounds}: {len(fields['survivors'])} of {len(hospitals)} hospitals",
+            f"round {round} of {self._progress.rounds}: {len(survivors)} of {self._progress.planned} hospitals",
             _epsilon_words(self._progress),
-            f"{_size(up)} up, {_size(down)} down",
-            _duration(fields["seconds"]),
+            f"{size_words(up)} up, {size_words(down)} down",
+            duration_words(fields["seconds"]),
         ]
         self._held = (round, ", ".join(word for word in words if word))
         if round in self._progress.accuracies:
@@ -428,7 +404,8 @@ class PlainView:
         if self._held is not None and self._held[0] == fields["round"]:
             self._release()
         elif fields["round"] < self._progress.round or not self._progress.is_round_open:
-            self._say(f"after round {fields['round']}: {self._score(fields['round'])}")
+            when = f"after round {fields['round']}" if fields["round"] else "before training"
+            self._say(f"{when}: {self._score(fields['round'])}")
 
     def _release(self) -> None:
         """Prints the round that waited for its score."""
@@ -442,160 +419,40 @@ class PlainView:
     def _score(self, round: int) -> str:
         if round not in self._progress.accuracies:
             return ""
-        return f"loss {self._progress.losses[round]:.3f}, accuracy {_percent(self._progress.accuracies[round])}"
+        return f"loss {self._progress.losses[round]:.3f}, accuracy {percent_words(self._progress.accuracies[round])}"
 
     def _comparison_finished(self, fields: Mapping[str, Any]) -> None:
         comparison = self._progress.comparison
         place = f" {comparison.index} of {comparison.total}" if comparison is not None else ""
-        self._say(f"comparison{place}: {_clean(fields['name'])}, accuracy {_percent(fields['accuracy'])}")
+        self._say(f"comparison{place}: {clean(fields['name'])}, accuracy {percent_words(fields['accuracy'])}")
 
     def _run_interrupted(self, fields: Mapping[str, Any]) -> None:
         self._say(f"interrupted in round {fields['round']}", "bold yellow")
 
     def _run_failed(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"failed ({_clean(fields['code'])})", "bold red", loud=True)
+        self._say(f"failed ({clean(fields['code'])})", "bold red", loud=True)
 
     def _run_finished(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"finished after round {fields['round']}, {_duration(fields['seconds'])}")
+        self._say(f"finished after round {fields['round']}, {duration_words(fields['seconds'])}")
 
 
 def choose_view(
-    target: Console | TextIO | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.time
+    target: Console | TextIO | None = None,
+    *,
+    quiet: bool = False,
+    history: Iterable[Event] = (),
+    clock: Callable[[], float] = time.time,
 ) -> LiveView | PlainView:
     """The live table where `target` is a terminal that can move its cursor, plain lines elsewhere.
 
     Args:
       target: a console or a stream; standard output if None.
       quiet: only the warnings, as plain lines.
-      clock: see `LiveView`.
+      history, clock: see `LiveView`.
     """
     console = target if isinstance(target, Console) else Console(file=target)
+    if not console.encoding.startswith("utf") and isinstance(console.file, TextIOWrapper):
+        console.file.reconfigure(errors="replace")  # a name such a terminal cannot write must not end the run
     if quiet or not console.is_terminal or console.is_dumb_terminal:
-        return PlainView(console, quiet=quiet, clock=clock)
-    return LiveView(console, clock=clock)
-
-
-# --- the end ---------------------------------------------------------------------------------------------------------
-
-
-def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
-    """The closing comparison of a simulation: what the hospitals gain by training together.
-
-    Args:
-      comparison: accuracies from 0 to 1, on the test patients of all hospitals together unless said otherwise:
-        `majority`: always giving the commonest answer; `base`: the model untuned; `single_best`: the best of the
-        models tuned on one hospital alone, the one of `single_best_hospital` (its name); `federated`: this run;
-        `pooled`: the same training with all notes in one place; `single_own`: hospital -> its own model on its own
-        patients; `by_hospital`: hospital -> {`base`: the model untuned, on its patients; `single`: its own model on
-        everybody's patients; `single_own`: its own model on its own patients; `federated_own`: this run's model on
-        its own patients}. The outer `single_own` repeats those in `by_hospital` and is not drawn again.
-    """
-    parts = [
-        Text("What training together gave", style="bold"),
-        Text(),
-        _everybody_table(comparison),
-        Text(),
-        _own_table(comparison["by_hospital"]),
-        Text(),
-        *_footnotes(comparison),
-    ]
-    return Group(*parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _AccuracyBar:
-    """A bar that is as long as its cell is wide, up to 40."""
-
-    share: float
-    style: str
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        glyphs = _ASCII if options.ascii_only else _UNICODE
-        yield _bar(self.share, min(options.max_width, 40), glyphs, self.style)
-
-
-def _everybody_table(comparison: Mapping[str, Any]) -> Table:
-    """One row per way of training, all judged on the same patients, weakest idea first."""
-    rows = [
-        ("commonest answer", "majority", "bright_black"),
-        ("base model", "base", "bright_black"),
-        (f"best single: {_clean(comparison['single_best_hospital'])}", "single_best", "cyan"),
-        ("federated", "federated", "bold green"),
-        ("pooled", "pooled", "cyan"),
-    ]
-    columns = (Column("on all hospitals' patients"), Column("accuracy", justify="right", no_wrap=True), Column(ratio=1))
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bright_black", expand=True)
-    for name, key, style in rows:
-        share = comparison[key]
-        words = _one_line(name, style if key == "federated" else "")
-        table.add_row(words, Text(_percent(share), style=style), _AccuracyBar(share, style))
-    return table
-
-
-def _own_table(by_hospital: Mapping[str, Mapping[str, float]]) -> Table:
-    """One row per hospital, on its own patients: is it better off taking part?"""
-    names = ("base model", "own model", "federated", "difference")
-    columns = [Column("on a hospital's own patients"), *(Column(n, justify="right", no_wrap=True) for n in names)]
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bright_black")
-    for hospital, row in by_hospital.items():
-        table.add_row(*_own_row(_clean(hospital), row))
-    if len(by_hospital) > 1:
-        keys = ("base", "single_own", "federated_own")
-        mean = {key: sum(row[key] for row in by_hospital.values()) / len(by_hospital) for key in keys}
-        table.add_row(*_own_row("mean of hospitals", mean), style="italic")
-    return table
-
-
-def _own_row(name: str, row: Mapping[str, float]) -> list[Text]:
-    points = 100 * (row["federated_own"] - row["single_own"])
-    gain = f"{points:+.1f}" if abs(points) >= 0.05 else "0.0"
-    return [
-        _one_line(name),
-        Text(_percent(row["base"]), style="bright_black"),
-        Text(_percent(row["single_own"])),
-        Text(_percent(row["federated_own"]), style="bold green"),
-        Text(gain, style="green" if points >= 0.05 else "yellow" if points <= -0.05 else ""),
-    ]
-
-
-def _footnotes(comparison: Mapping[str, Any]) -> list[RenderableType]:
-    """What each row means, in sentences."""
-    count = len(comparison["by_hospital"])
-    sentences = (
-        "commonest answer: always the most frequent answer, without reading the note.",
-        "base model: before any tuning.",
-        f"best single: the best of {count} models each tuned at one hospital alone, chosen by this very score.",
-        "federated: this run's model, tuned by all hospitals while their notes stayed where they are.",
-        "pooled: the same training with all notes in one place, which hospitals usually may not do.",
-        "own model: tuned at that hospital alone. difference: federated minus own model, in points.",
-    )
-    return [Padding(Text(sentence, style="bright_black"), 0) for sentence in sentences]
-
-
-def closing_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The last lines of a run, as plain text: what was done, what it guarantees, where things lie, how to go on.
-
-    Args:
-      summary: `status` (finished, interrupted or failed), `run_folder`, `adapter` (path, or None before the first
-        checkpoint), `rounds` (whole rounds done), `epsilon` (spent; None: privacy off), `delta`, `unit`, `seconds`;
-        optionally `report` (path) and `resume_command` (default: `fedslm simulate resume=` and the run folder).
-    """
-    plural = "round" if summary["rounds"] == 1 else "rounds"
-    lines = [f"{_STATUS_WORDS[summary['status']]} after {summary['rounds']} {plural}, {_duration(summary['seconds'])}."]
-    lines.append(_guarantee(summary))
-    paths = {"run folder": summary["run_folder"], "report": summary.get("report"), "adapter": summary["adapter"]}
-    lines += [f"{name:<11} {_clean(path)}" for name, path in paths.items() if path]
-    if summary["status"] != "finished":
-        resume = shlex.quote(f"resume={summary['run_folder']}")
-        command = summary.get("resume_command") or f"fedslm simulate {resume}"
-        lines.append(f"{'go on with':<11} {_clean(command)}")
-    return lines
-
-
-_STATUS_WORDS = {"finished": "Done", "interrupted": "Interrupted", "failed": "Failed"}
-
-
-def _guarantee(summary: Mapping[str, Any]) -> str:
-    if summary["epsilon"] is None:
-        return "PRIVACY OFF: the adapter may remember what patients' notes say."
-    return f"Privacy spent: epsilon {_spent(summary['epsilon'])} at delta {summary['delta']:.3g} per {summary['unit']}."
+        return PlainView(console, quiet=quiet, history=history, clock=clock)
+    return LiveView(console, history=history, clock=clock)

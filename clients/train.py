@@ -1,0 +1,214 @@
+"""One round at one hospital: load the global adapter, take the plan's private steps, answer with the update.
+
+Everything that touches privacy comes from the plan and the site file through one `Mechanism`. No loss is computed for
+anyone to see, nothing is counted, and nothing of the draw is logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.records import read_records
+from clients.site import Site
+from fedslm.config.schema import AdapterConfig, ModelConfig
+from fedslm.crypto.prg import SecureStream, derive_key
+from fedslm.data.tokenise import TokenisedExample, tokenise
+from fedslm.encoding import arrays_sha256, canonical_bytes
+from fedslm.errors import DataError, ModelError
+from fedslm.flower.records import TrainRequest
+from fedslm.governance.plan import Plan, PlannedAdapter
+from fedslm.models.adapters import Adapter, peft_name
+from fedslm.models.loading import BaseModel, load_base
+from fedslm.privacy.gradients import IGNORED, Batch, PerUnitGradients, mean_gradient, private_gradient
+from fedslm.privacy.planned import planned_mechanism
+from fedslm.privacy.sampling import choose_records, poisson_sample
+
+Update = dict[str, np.ndarray[Any, Any]]
+Step = Callable[[Batch, SecureStream], dict[str, torch.Tensor]]
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """A hospital's tokenised training records by privacy unit.
+
+    Attributes:
+      examples: every training record.
+      records_of: for each unit, the indices of its records.
+    """
+
+    examples: list[TokenisedExample]
+    records_of: list[np.ndarray[Any, np.dtype[np.int64]]]
+
+
+class Workbench:
+    """What a client process keeps between messages: one frozen base with its adapter, and tokenised records by site.
+
+    In a deployment a process lives for one message; in a simulation all hospitals share one workbench, so one base.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty; everything is loaded when first asked for."""
+        self._models: dict[tuple[ModelConfig, AdapterConfig], tuple[BaseModel, Adapter]] = {}
+        self._units: dict[tuple[Site, ModelConfig], Units] = {}
+
+    def adapter(self, model: ModelConfig, planned: PlannedAdapter) -> tuple[BaseModel, Adapter]:
+        """The base model with the planned adapter attached; loaded once.
+
+        Raises:
+          ModelError: the base cannot be loaded or has no such modules.
+        """
+        shape = AdapterConfig(method=planned.method, rank=planned.rank, alpha=planned.alpha, targets=planned.targets)
+        if (model, shape) not in self._models:
+            base = load_base(model)
+            self._models[model, shape] = (base, Adapter(base, shape))
+        return self._models[model, shape]
+
+    def units(self, site: Site, model: ModelConfig, tokenizer: Any) -> Units:
+        """A site's training records, tokenised and grouped; read once.
+
+        Raises:
+          DataError: they cannot be read, or have no patient ids where the unit is the patient.
+        """
+        if (site, model) not in self._units:
+            self._units[site, model] = _read_units(site, tokenizer, max_length_tokens=model.max_length_tokens)
+        return self._units[site, model]
+
+
+def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
+    """Runs the plan's local steps from the given global adapter.
+
+    Returns:
+      Local minus global, float32 by name, trained arrays only.
+    Raises:
+      ModelError: the adapter is not the plan's. DataError: the records cannot be used.
+    """
+    if site.threads:
+        torch.set_num_threads(site.threads)
+    plan = request.plan
+    base, adapter = bench.adapter(plan.model, plan.adapter)
+    _load(adapter, request)
+    units = bench.units(site, plan.model, base.tokenizer)
+    _take_steps(adapter, units, request, site, pad_id=base.tokenizer.pad_token_id)
+    after = adapter.arrays(trained=True)
+    return {name: after[name] - request.trained[name] for name in after}
+
+
+def _load(adapter: Adapter, request: TrainRequest) -> None:
+    """Takes the frozen half only as the plan pins it: another A could be crafted to make an update say more."""
+    if arrays_sha256(request.frozen) != request.plan.adapter.frozen_sha256:
+        raise ModelError("The frozen half of the adapter is not the one in the plan; the coordinator sent another.")
+    if (
+        request.round == 1
+        and arrays_sha256({**request.frozen, **request.trained}) != request.plan.adapter.initial_sha256
+    ):
+        raise ModelError("The initial adapter is not the one in the plan; the coordinator sent another.")
+    expected = set(adapter.arrays(trained=True))
+    if set(request.trained) != expected:
+        raise ModelError("The adapter's arrays are not those of the plan's method and targets.")
+    adapter.load({**request.frozen, **request.trained})
+
+
+def _read_units(site: Site, tokenizer: Any, *, max_length_tokens: int) -> Units:
+    examples = read_records(site).train
+    missing = sum(example.patient_id is None for example in examples)
+    if site.unit == "patient" and missing:
+        raise DataError(f"{missing} training rows have no patient id, and the unit is the patient; map a column to it.")
+    owners: dict[str, list[int]] = {}
+    for row, example in enumerate(examples):
+        owners.setdefault(str(example.patient_id) if site.unit == "patient" else str(row), []).append(row)
+    return Units(
+        examples=tokenise(examples, tokenizer, max_length_tokens=max_length_tokens),
+        records_of=[np.array(rows, dtype=np.int64) for rows in owners.values()],
+    )
+
+
+def open_stream(site: Site, plan: Plan, number: int, step: int) -> SecureStream:
+    """The random stream of one step: from the operating system, or from the seed of a simulation's site.
+
+    A seeded stream is keyed by plan, hospital, round and step, so that it is never used twice and a resumed simulation
+    draws what an uninterrupted one would have.
+    """
+    if site.simulation_seed is None:
+        return SecureStream.from_os()
+    context = canonical_bytes([plan.sha256, site.hospital, number, step])
+    return SecureStream(
+        derive_key(str(site.simulation_seed).encode().rjust(32, b"0"), label="simulation", context=context)
+    )
+
+
+def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, *, pad_id: int) -> None:
+    """Takes the plan's local steps on the adapter in place.
+
+    FedProx's pull is added after the noise: it depends on public values only.
+    """
+    plan, parameters = request.plan, adapter.trained
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer = OPTIMIZERS[plan.training.optimizer](parameters.values(), lr=plan.training.learning_rate)
+    step = _private_step(adapter, plan, site) if plan.privacy.mode == "local" else _plain_step(adapter, site)
+    for number in range(plan.training.local_steps):
+        stream = open_stream(site, plan, request.round, number)
+        gradient = step(draw(units, plan, stream, pad_id=pad_id), stream)
+        for name, parameter in parameters.items():
+            pull = plan.training.proximal_mu * (parameter.detach() - start[name])
+            parameter.grad = gradient[name].to(parameter.device, parameter.dtype) + pull
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def draw(units: Units, plan: Plan, stream: SecureStream, *, pad_id: int) -> Batch:
+    """One Poisson draw of units with at most `max_records_per_unit` records each, padded on the right."""
+    drawn = poisson_sample(len(units.records_of), sample_rate=plan.privacy.sample_rate, stream=stream)
+    cap = plan.privacy.max_records_per_unit
+    rows = [choose_records(units.records_of[unit], max_records_per_unit=cap, stream=stream) for unit in drawn]
+    if not rows:
+        return Batch.empty()
+    owners = np.repeat(drawn, [len(chosen) for chosen in rows])
+    return collate([units.examples[row] for row in np.concatenate(rows)], owners, pad_id=pad_id)
+
+
+def collate(examples: list[TokenisedExample], owners: np.ndarray[Any, Any], *, pad_id: int) -> Batch:
+    """Pads examples on the right into one batch; labels cover the completions only."""
+    width = max(len(example.input_ids) for example in examples)
+    ids = np.full((len(examples), width), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    labels = np.full_like(ids, IGNORED)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        ids[row, :length], mask[row, :length] = example.input_ids, 1
+        labels[row, example.completion_start : length] = example.input_ids[example.completion_start :]
+    ids_tensor, mask_tensor, labels_tensor = (torch.from_numpy(array) for array in (ids, mask, labels))
+    return Batch(
+        input_ids=ids_tensor, attention_mask=mask_tensor, labels=labels_tensor, unit_ids=torch.from_numpy(owners)
+    )
+
+
+def _private_step(adapter: Adapter, plan: Plan, site: Site) -> Step:
+    engine = PerUnitGradients(adapter.model, physical_batch_size=site.physical_batch_size)
+    mechanism = planned_mechanism(plan, site.hospital)
+
+    def step(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
+        return _by_peft_name(private_gradient(engine, batch, mechanism=mechanism, stream=stream).values)
+
+    return step
+
+
+def _plain_step(adapter: Adapter, site: Site) -> Step:
+    """Without privacy a loss or gradient that is not finite stops the hospital's round: nothing has to be hidden."""
+
+    def step(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
+        mean = mean_gradient(adapter.model, batch, physical_batch_size=site.physical_batch_size)
+        if not np.isfinite(mean.loss) or not all(torch.isfinite(value).all() for value in mean.values.values()):
+            raise FloatingPointError("The loss or its gradient is not finite; lower the learning rate.")
+        return _by_peft_name(mean.values)
+
+    return step
+
+
+def _by_peft_name(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {peft_name(name): value for name, value in values.items()}

@@ -1,0 +1,128 @@
+"""A run is a folder: plan, settings, events, checkpoints, summary and the final adapter, each written whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+import yaml
+
+from fedslm.errors import ConfigError, RunError
+from fedslm.governance.plan import Plan
+from server.checkpoints import Checkpoint, Checkpoints, sync, write_json
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class RunFolder:
+    """The files of one run, locked against a second run while open.
+
+    plan.json config.yaml events.jsonl checkpoints/ summary.json adapter/
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Names the folder; `create` or `open` it next."""
+        self.path = path
+        self.events = path / "events.jsonl"
+        self.adapter = path / "adapter"
+        self._lock: TextIO | None = None
+
+    def create(
+        self, plan: Plan, *, settings: Mapping[str, Any], description: Mapping[str, Any], initial: Arrays
+    ) -> None:
+        """Makes the folder with its plan, settings and the initial adapter as checkpoint 0.
+
+        Raises:
+          ConfigError: it holds a run already, or another process has it.
+          RunError: it cannot be written.
+        """
+        if (self.path / "plan.json").exists():
+            raise ConfigError(f"{self.path} holds a run already; choose another run_folder, or resume={self.path}.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            (self.path / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=True))
+            write_json(self.path / "adapter_config.json", description)
+            self._checkpoints(plan, description).save(
+                Checkpoint(round=0, sessions=0, adapter=dict(initial), strategy={})
+            )
+            (self.path / "plan.json").write_bytes(plan.to_bytes())
+            sync(self.path)
+        except OSError as error:
+            raise RunError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
+
+    def open(self) -> None:
+        """Takes an existing run.
+
+        Raises:
+          ConfigError: there is no run, or another process has it.
+        """
+        if not (self.path / "plan.json").is_file():
+            raise ConfigError(f"{self.path} holds no run; name the folder of a run that was started.")
+        self._take()
+
+    def close(self) -> None:
+        """Lets the folder go."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def plan(self) -> Plan:
+        """The run's plan, read strictly."""
+        return Plan.from_bytes((self.path / "plan.json").read_bytes())
+
+    def settings(self) -> dict[str, Any]:
+        """The settings the run was started with."""
+        return dict(yaml.safe_load((self.path / "config.yaml").read_text()))
+
+    def description(self) -> dict[str, Any]:
+        """The content of `adapter_config.json`."""
+        return dict(json.loads((self.path / "adapter_config.json").read_text()))
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        return self._checkpoints(self.plan(), self.description())
+
+    def latest(self) -> Checkpoint:
+        """The newest whole checkpoint.
+
+        Raises:
+          RunError: none is whole.
+        """
+        checkpoint = self.checkpoints().latest()
+        if checkpoint is None:
+            raise RunError(f"No checkpoint in {self.path} is whole; start the run again in a new folder.")
+        return checkpoint
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces `summary.json` in one step."""
+        temporary = self.path / ".summary.json"
+        write_json(temporary, summary)
+        temporary.rename(self.path / "summary.json")
+
+    def _checkpoints(self, plan: Plan, description: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", plan_sha256=plan.sha256, description=description)
+
+    def _take(self) -> None:
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ConfigError(
+                f"Another process is running in {self.path}; wait for it or choose another run_folder."
+            ) from None
+        self._lock = lock
