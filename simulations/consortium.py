@@ -1,0 +1,112 @@
+"""A consortium on one disk: every hospital's site file, made from the settings, read by clients exactly as at home."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from clients.records import Records, read_records
+from clients.records.jsonl import hospitals_in
+from clients.site import SITE_FILE_KEY, RecordSource, Site
+from fedslm.config.checks import check_hospitals, check_patients
+from fedslm.config.schema import DataConfig, FederationConfig
+from fedslm.data.hospitals import build_hospitals
+from fedslm.data.partition import count_units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consortium:
+    """All sites of a simulation, and the records in them: the harness owns them all.
+
+    Attributes:
+      sites: in plan order.
+      records: by hospital name.
+    """
+
+    sites: tuple[Site, ...]
+    records: dict[str, Records]
+
+    @property
+    def population(self) -> dict[str, int]:
+        """Declared privacy units by hospital, in plan order."""
+        return {site.hospital: site.declared_population for site in self.sites}
+
+    def pooled(self, name: str) -> Site:
+        """One site that holds every hospital's records: what no consortium could have, as the yardstick."""
+        sources = tuple(source for site in self.sites for source in site.sources)
+        population = sum(self.population.values())
+        return dataclasses.replace(self.sites[0], hospital=name, sources=sources, declared_population=population)
+
+
+def gather(config: FederationConfig, *, log_file: Path | None = None) -> Consortium:
+    """Makes the sites that the settings describe and reads their records once.
+
+    In a simulation each hospital declares the number of units it was given; a deployment declares a constant.
+
+    Raises:
+      ConfigError: fewer than two hospitals. DataError: unreadable records, an empty hospital, missing patient ids.
+    """
+    names = _names(config)
+    check_hospitals(names, min_cohort=config.min_cohort)
+    records: dict[str, Records] = {}
+    sites = []
+    for name in names:
+        site = _site(config, name, log_file)
+        records[name] = read_records(site)
+        missing = sum(example.patient_id is None for example in records[name].train)
+        check_patients(missing, unit=config.privacy.unit, hospital=name)
+        units = count_units(records[name].train, unit=config.privacy.unit)
+        sites.append(dataclasses.replace(site, declared_population=units))
+    return Consortium(sites=tuple(sites), records=records)
+
+
+def write_sites(sites: tuple[Site, ...], folder: Path) -> list[dict[str, str]]:
+    """Writes 0.yaml, 1.yaml, ... and returns each node's configuration, as `--node-config` would give it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    configs = []
+    for number, site in enumerate(sites):
+        path = folder / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(_plain(site), sort_keys=False))
+        configs.append({SITE_FILE_KEY: str(path.resolve())})
+    return configs
+
+
+def _plain(site: Site) -> dict[str, object]:
+    values = dataclasses.asdict(site)
+    return {**values, "sources": [dict(source) for source in values["sources"]]}
+
+
+def _names(config: FederationConfig) -> tuple[str, ...]:
+    if config.data.kind == "embedded":
+        return tuple(hospital.name for hospital in build_hospitals(seed=config.seed, scale=config.data.scale))
+    return tuple(hospitals_in(_source(config.data, seed=config.seed, hospital=None)))
+
+
+def _site(config: FederationConfig, name: str, log_file: Path | None) -> Site:
+    return Site(
+        hospital=name,
+        sources=(_source(config.data, seed=config.seed, hospital=name),),
+        unit=config.privacy.unit,
+        declared_population=1,  # replaced as soon as the records are read
+        allow_privacy_none=config.privacy.mode == "none",
+        simulation_seed=config.seed,
+        physical_batch_size=config.training.physical_batch_size,
+        threads=config.runtime.threads,
+        log_file=None if log_file is None else str(log_file.resolve()),
+    )
+
+
+def _source(data: DataConfig, *, seed: int, hospital: str | None) -> RecordSource:
+    return RecordSource(
+        kind=data.kind,
+        path=None if data.path is None else str(Path(data.path).expanduser().resolve()),
+        columns=data.columns,
+        hospital=hospital,
+        seed=seed,
+        scale=data.scale,
+        held_out_fraction=data.held_out_fraction,
+        shuffle_labels=data.shuffle_labels,
+    )

@@ -1,0 +1,299 @@
+"""`fedslm simulate`: a whole federation on this machine, from settings to a scored adapter in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.app import Context, RecordDict
+
+from clients.app import build_client_app
+from clients.site import Site
+from clients.train import Workbench
+from fedslm.config.checks import check
+from fedslm.config.compose import changed, compose_values
+from fedslm.config.schema import FederationConfig, build
+from fedslm.errors import ConfigError, FedSLMError
+from fedslm.flower.compat import quiet
+from fedslm.governance.plan import Plan
+from fedslm.reporting.closing import closing_lines
+from fedslm.reporting.events import Announcer, Event, EventLog, Observer, read_events
+from server.app import build_server_app
+from server.checkpoints import Checkpoint
+from server.planning import draft_plan
+from server.rounds import epsilon_curve
+from server.run_folder import RunFolder
+from simulations.comparison import Contest, compare
+from simulations.consortium import Consortium, gather, write_sites
+from simulations.local_grid import LocalGrid
+from simulations.ray_runtime import run_with_ray
+from simulations.scoring import RoundScorer, Scorer
+
+RESUME = "resume="
+NOT_IN_THE_PLAN = ("compare", "evaluation", "runtime")
+UNMASKED = "Updates are not encrypted yet: the coordinator can read each hospital's update."
+
+
+class View(Observer, AbstractContextManager[Any], Protocol):
+    """What shows a run to a person while it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+      folder: the run folder.
+      adapter: the final adapter, for `PeftModel.from_pretrained`.
+      summary: the content of `summary.json`.
+      events: everything that happened, oldest first.
+    """
+
+    folder: Path
+    adapter: Path
+    summary: Mapping[str, Any]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run that is ready to start or to go on."""
+
+    config: FederationConfig
+    settings: dict[str, Any]
+    consortium: Consortium
+    folder: RunFolder
+    plan: Plan
+
+
+def simulate(overrides: Sequence[str] = (), *, view: View | None = None) -> RunResult:
+    """Runs a federation on this machine, or goes on with one (`resume=FOLDER`).
+
+    Args:
+      overrides: settings as on the command line.
+      view: told of every event while the run goes on.
+    Raises:
+      FedSLMError: one sentence and an exit code. KeyboardInterrupt: after the interruption is on record.
+    """
+    quiet()
+    started = time.monotonic()
+    resumed = [text.removeprefix(RESUME) for text in overrides if text.startswith(RESUME)]
+    others = [text for text in overrides if not text.startswith(RESUME)]
+    with prepare_resume(Path(resumed[-1]), others) if resumed else prepare(others) as job, view or nullcontext():
+        observers = () if view is None else (view,)
+        try:
+            summary = _run(job, observers, started)
+        except BaseException as error:
+            _record_failure(job, observers, error, started)
+            raise
+        folder = job.folder
+        return RunResult(
+            folder=folder.path, adapter=folder.adapter, summary=summary, events=tuple(read_events(folder.events))
+        )
+
+
+class _Prepared(AbstractContextManager[Job]):
+    """A job whose run folder is locked until the block ends."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __enter__(self) -> Job:
+        return self._job
+
+    def __exit__(self, *_: object) -> None:
+        self._job.folder.close()
+
+
+def prepare(overrides: Sequence[str]) -> _Prepared:
+    """Makes the plan and the run folder of a new run.
+
+    Raises:
+      FedSLMError: a setting, the data or the model is not usable; nothing is left behind.
+    """
+    settings = compose_values(overrides)
+    config = _checked(settings)
+    _use_threads(config)
+    consortium = gather(config)
+    draft = draft_plan(config, consortium.population, seed=config.seed)
+    folder = RunFolder(_folder_path(config, draft.plan))
+    folder.create(draft.plan, settings=settings, description=draft.description, initial=draft.initial)
+    return _Prepared(Job(config=config, settings=settings, consortium=consortium, folder=folder, plan=draft.plan))
+
+
+def prepare_resume(path: Path, overrides: Sequence[str]) -> _Prepared:
+    """Opens an existing run.
+
+    Raises:
+      ConfigError: there is none, another process has it, or a setting that is in its plan is to be changed.
+    """
+    folder = RunFolder(path)
+    folder.open()
+    try:
+        settings = folder.settings()
+        _refuse_changes(settings, overrides)
+        config = _checked(_merged(settings, overrides))
+        _use_threads(config)
+        return _Prepared(
+            Job(config=config, settings=settings, consortium=gather(config), folder=folder, plan=folder.plan())
+        )
+    except BaseException:
+        folder.close()
+        raise
+
+
+def history(overrides: Sequence[str]) -> list[Event]:
+    """What happened so far in the run that `resume=FOLDER` names; nothing for a new run."""
+    folders = [Path(text.removeprefix(RESUME)) for text in overrides if text.startswith(RESUME)]
+    return read_events(folders[-1] / "events.jsonl") if folders and (folders[-1] / "events.jsonl").is_file() else []
+
+
+def _checked(settings: Mapping[str, Any]) -> FederationConfig:
+    config = build(FederationConfig, settings)
+    check(config)
+    return config
+
+
+def _use_threads(config: FederationConfig) -> None:
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+
+
+def _refuse_changes(settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    differences = [
+        f"{name} is {old!r} in the run, {new!r} asked"
+        for name, (old, new) in changed(settings, overrides).items()
+        if name.split(".")[0] not in NOT_IN_THE_PLAN
+    ]
+    if differences:
+        raise ConfigError(f"A resumed run keeps its plan: {'; '.join(differences)}; start a new run to change it.")
+
+
+def _merged(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, (_, new) in changed(settings, overrides).items():
+        group, _, key = name.partition(".")
+        merged[group] = {**merged[group], key: new} if key else new
+    return merged
+
+
+def _folder_path(config: FederationConfig, plan: Plan) -> Path:
+    if config.run_folder is not None:
+        return Path(config.run_folder).expanduser()
+    return Path("runs") / f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{plan.run_id}"
+
+
+def _run(job: Job, observers: tuple[Observer, ...], started: float) -> dict[str, Any]:
+    bench = Workbench()
+    scorer = Scorer(job.plan, job.consortium, bench, batch_size=job.config.evaluation.batch_size)
+    _federate(job, bench, scorer, observers)
+    final = job.folder.latest()
+    summary = {**_summary(job, final, "finished"), "majority": scorer.majority}
+    job.folder.write_summary({**summary, **_resources(started)})
+    if job.config.compare:
+        with EventLog(job.folder.events) as log:
+            summary["comparison"] = compare(_contest(job, bench, scorer, final), Announcer(log, *observers))
+    whole = {**summary, **_resources(started)}
+    job.folder.write_summary(whole)
+    return whole
+
+
+def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Observer, ...]) -> None:
+    evaluation, path = job.config.evaluation, job.folder.path
+    after_round = RoundScorer(
+        scorer,
+        every_rounds=evaluation.every_rounds,
+        max_examples=evaluation.max_examples,
+        last_round=job.plan.training.rounds,
+    )
+    server_app = build_server_app(folder=path, observers=observers, after_round=after_round, seeded=True)
+    configs = write_sites(_with_log(job), path / "sites")
+    if job.config.runtime.name == "ray":
+        run_with_ray(
+            server_app, build_client_app(), sites=path / "sites", nodes=len(configs), runtime=job.config.runtime
+        )
+        return
+    grid = LocalGrid(build_client_app(bench), configs)
+    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+
+
+def _with_log(job: Job) -> tuple[Site, ...]:
+    log_file = str((job.folder.path / "sites" / "incidents.log").resolve())
+    return tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
+
+
+def _contest(job: Job, bench: Workbench, scorer: Scorer, final: Checkpoint) -> Contest:
+    return Contest(
+        plan=job.plan,
+        consortium=job.consortium,
+        bench=bench,
+        scorer=scorer,
+        folder=job.folder.path / "comparison",
+        settings=job.settings,
+        description=job.folder.description(),
+        initial=job.folder.checkpoints().initial(),
+        final=final,
+    )
+
+
+def _summary(job: Job, final: Checkpoint, status: str) -> dict[str, Any]:
+    privacy, curve = job.plan.privacy, epsilon_curve(job.plan)
+    return {
+        "status": status,
+        "run_id": job.plan.run_id,
+        "plan_sha256": job.plan.sha256,
+        "run_folder": str(job.folder.path),
+        "adapter": str(job.folder.adapter),
+        "model": job.plan.model.name,
+        "hospitals": list(job.plan.names),
+        "rounds": final.round,
+        "privacy": privacy.mode,
+        "epsilon": None if curve is None else curve.epsilon(final.sessions),
+        "delta": privacy.delta,
+        "unit": privacy.unit,
+        "noise_multiplier": privacy.noise_multiplier,
+        "masked": job.plan.masked,
+        "seeded": True,
+        "notice": UNMASKED,
+    }
+
+
+def _resources(started: float) -> dict[str, Any]:
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"seconds": time.monotonic() - started, "peak_rss_bytes": max(own, children) * 1024}
+
+
+def _record_failure(job: Job, observers: tuple[Observer, ...], error: BaseException, started: float) -> None:
+    """Puts the end on record, and how to go on into the error's notes.
+
+    A log that cannot be written any more must not hide why the run ended.
+    """
+    try:
+        last = job.folder.latest()
+        with EventLog(job.folder.events) as log:
+            announcer = Announcer(log, *observers)
+            if isinstance(error, KeyboardInterrupt):
+                announcer.emit("run_interrupted", round=last.round, resume_command=resume_command(job.folder.path))
+            else:
+                message = str(error) if isinstance(error, FedSLMError) else type(error).__name__
+                announcer.emit("run_failed", code=type(error).__name__, message=message)
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        summary = _summary(job, last, status)
+        job.folder.write_summary({**summary, **_resources(started)})
+        for line in closing_lines({**summary, **_resources(started), "adapter": None}):
+            error.add_note(line)
+    except (FedSLMError, OSError):
+        return
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run."""
+    return f"fedslm simulate resume={folder}"
