@@ -1,0 +1,1 @@
+"""What `docs/results.md` states, measured: one module a subject, one command for all (`make bench`)."""

@@ -1,0 +1,135 @@
+"""Draws `docs/results.md` from the measured figures. Nothing on the page is typed in by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Found = Mapping[str, Any]
+ROWS = ("majority", "base", "single_best", "federated", "pooled")
+
+
+def render(found: Found) -> str:
+    """The page as Markdown: a section for each subject that was measured."""
+    sections = {"timing": _timing, "demo": _demo, "control": _control, "heart": _heart}
+    parts = [_HEAD]
+    for name, section in sections.items():
+        if name in found:
+            stamp = found[name]["measured"]
+            parts += [*section(found[name]["result"]), "", f"Measured {stamp['date']} with {stamp['versions']}.", ""]
+    return "\n".join(parts)
+
+
+_HEAD = """# Results
+
+Every figure on this page was written by the command beside it, into `results.json` first; none is typed in by hand.
+The machine is a shared one with two cores, so times vary; a yardstick measured in the same run stands beside them.
+"""
+
+
+def _timing(result: Found) -> list[str]:
+    outside, yardstick = result["outside"], result["yardstick"]
+    rows = [
+        ("demo without the comparison", f"{result['seconds']:.0f} s", "at most 120 s"),
+        ("peak memory", f"{result['peak_rss_bytes'] / 1e9:.2f} GB", "at most 2 GB"),
+        ("round time outside forward, backward, optimizer", f"{100 * outside['outside_share']:.1f} %", "at most 10 %"),
+        ("`fedslm --help`", f"{result['help_s']:.2f} s", "under 0.3 s"),
+        ("yardstick: 512 x 512 matrix product", f"{yardstick['matmul_gflops']:.0f} GFLOP/s", ""),
+        ("yardstick: plain training step, 64 x 32 tokens", f"{1000 * yardstick['plain_step_s']:.0f} ms", ""),
+    ]
+    title = ["## Time and memory", "", "`python -m simulations.benchmarks.run --only timing`", ""]
+    return [*title, *_table(("what", "measured", "goal"), rows)]
+
+
+def _demo(result: Found) -> list[str]:
+    lines = [
+        "## The demo: what training together is worth",
+        "",
+        "`python -m simulations.benchmarks.run --only demo`",
+        "",
+    ]
+    lines += _comparisons(result)
+    verdicts = [_verdict(summary["comparison"]) for summary in result.values()]
+    worst = {key: min(verdict[key] for verdict in verdicts) for key in ("gain", "own", "pooled")}
+    lines += [
+        "",
+        f"Worst of {len(verdicts)} seeds: federated beats the best single hospital by {worst['gain']:+.1f} points (goal +10), "
+        f"differs from a hospital's own model on its own patients by {worst['own']:+.1f} points at the least (goal -3), "
+        f"and from pooled training by {worst['pooled']:+.1f} points (goal -10).",
+        "",
+        f"Longest run with the comparison: {max(summary['seconds'] for summary in result.values()):.0f} s (goal 300 s).",
+        "",
+        *_own(result),
+    ]
+    return lines
+
+
+def _control(result: Found) -> list[str]:
+    return [
+        "## Control: shuffled answers",
+        "",
+        "`python -m simulations.benchmarks.run --only control`",
+        "",
+        f"Trained on answers dealt out anew, the federated model scores {_percent(result['accuracy'])} on the pooled test "
+        f"set; always giving the commonest answer scores {_percent(result['majority'])}.",
+    ]
+
+
+def _heart(result: Found) -> list[str]:
+    lines = [
+        "## UCI heart disease: four real hospitals",
+        "",
+        "`python -m simulations.uci_heart --source FOLDER --out heart.jsonl`, then",
+        "`python -m simulations.benchmarks.run --only heart --heart heart.jsonl`",
+        "",
+    ]
+    for epsilon, summaries in result.items():
+        lines += [f"Epsilon {epsilon}:", "", *_comparisons(summaries), ""]
+    return [*lines, _HEART_NOTE]
+
+
+_HEART_NOTE = """The data were collected by Andras Janosi, M.D. (Hungarian Institute of Cardiology, Budapest), William Steinbrunn, M.D.
+(University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel) and Robert Detrano, M.D., Ph.D.
+(V.A. Medical Center, Long Beach, and Cleveland Clinic Foundation)."""
+
+
+def _comparisons(summaries: Found) -> list[str]:
+    seeds = list(summaries)
+    rows = [(row.replace("_", " "), *(_percent(summaries[seed]["comparison"][row]) for seed in seeds)) for row in ROWS]
+    rows.append(("epsilon spent", *(_epsilon(summaries[seed]["epsilon"]) for seed in seeds)))
+    return _table(("accuracy on the pooled test set", *(f"seed {seed}" for seed in seeds)), rows)
+
+
+def _own(summaries: Found) -> list[str]:
+    rows = [
+        (seed, hospital, *(_percent(row[key]) for key in ("base", "single_own", "federated_own")))
+        for seed, summary in summaries.items()
+        for hospital, row in summary["comparison"]["by_hospital"].items()
+    ]
+    return _table(("seed", "on its own patients", "base", "own model", "federated"), rows)
+
+
+def _verdict(comparison: Found) -> dict[str, float]:
+    rows = comparison["by_hospital"].values()
+    return {
+        "gain": 100 * (comparison["federated"] - comparison["single_best"]),
+        "own": 100 * min(row["federated_own"] - row["single_own"] for row in rows),
+        "pooled": 100 * (comparison["federated"] - comparison["pooled"]),
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _epsilon(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    titles = list(head)
+    return [
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' * len(titles)}",
+        *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows),
+    ]
