@@ -96,7 +96,15 @@ def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
     units = bench.units(site, plan.model, base.tokenizer)
     _take_steps(adapter, units, request, site, pad_id=base.tokenizer.pad_token_id)
     after = adapter.arrays(trained=True)
-    return {name: after[name] - request.trained[name] for name in after}
+    update = {name: after[name] - request.trained[name] for name in after}
+    _must_have_moved(update, plan)
+    return update
+
+
+def _must_have_moved(update: Update, plan: Plan) -> None:
+    """Noise alone moves every adapter: one that stands still is not wired to the model, while epsilon is spent."""
+    if plan.privacy.mode == "local" and not any(array.any() for array in update.values()):
+        raise ModelError("The adapter did not move in a private step; it is not wired to the model it was trained on.")
 
 
 def _load(adapter: Adapter, request: TrainRequest) -> None:

@@ -42,6 +42,8 @@ def load_base(config: ModelConfig) -> BaseModel:
     """
     tokenizer = load_tokenizer(config)
     model = _guarded(AutoModelForCausalLM, config, use_safetensors=True, dtype=DTYPES[config.dtype])
+    # Before any adapter is attached: PEFT puts an adapter where its layer is, and one left behind would never learn.
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.requires_grad_(False)
     model.eval()
     return BaseModel(model=model, tokenizer=tokenizer, model_type=str(model.config.model_type))
