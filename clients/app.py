@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from clients.guard import approve, close_egress, redact
 from clients.site import find_site, read_site
 from fedslm.flower.records import join_reply, read_plan, read_train_request, update_reply
+from fedslm.process import settle
 
 if TYPE_CHECKING:
     from clients.train import Workbench
@@ -40,6 +41,7 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Trains one round and answers with the update."""
+        settle()
         from clients.train import train_round
 
         site = read_site(find_site(dict(context.node_config)))

@@ -17,6 +17,7 @@ from clients.records import read_records
 from clients.site import Site
 from fedslm.config.schema import AdapterConfig, ModelConfig
 from fedslm.crypto.prg import SecureStream, derive_key
+from fedslm.data.example import Example
 from fedslm.data.tokenise import TokenisedExample, tokenise
 from fedslm.encoding import arrays_sha256, canonical_bytes
 from fedslm.errors import DataError, ModelError
@@ -35,19 +36,19 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Units:
-    """A hospital's tokenised training records by privacy unit.
+    """A hospital's training records by privacy unit.
 
     Attributes:
-      examples: every training record.
+      examples: every training record. Only the drawn ones are tokenised: memory stays that of the text.
       records_of: for each unit, the indices of its records.
     """
 
-    examples: list[TokenisedExample]
+    examples: tuple[Example, ...]
     records_of: list[np.ndarray[Any, np.dtype[np.int64]]]
 
 
 class Workbench:
-    """What a client process keeps between messages: one frozen base with its adapter, and tokenised records by site.
+    """What a client process keeps between messages: one frozen base with its adapter, and records by site.
 
     In a deployment a process lives for one message; in a simulation all hospitals share one workbench, so one base.
     """
@@ -55,7 +56,7 @@ class Workbench:
     def __init__(self) -> None:
         """Starts empty; everything is loaded when first asked for."""
         self._models: dict[tuple[ModelConfig, AdapterConfig], tuple[BaseModel, Adapter]] = {}
-        self._units: dict[tuple[Site, ModelConfig], Units] = {}
+        self._units: dict[Site, Units] = {}
 
     def adapter(self, model: ModelConfig, planned: PlannedAdapter) -> tuple[BaseModel, Adapter]:
         """The base model with the planned adapter attached; loaded once.
@@ -69,15 +70,15 @@ class Workbench:
             self._models[model, shape] = (base, Adapter(base, shape))
         return self._models[model, shape]
 
-    def units(self, site: Site, model: ModelConfig, tokenizer: Any) -> Units:
-        """A site's training records, tokenised and grouped; read once.
+    def units(self, site: Site) -> Units:
+        """A site's training records, grouped by patient; read once.
 
         Raises:
           DataError: they cannot be read, or have no patient ids where the unit is the patient.
         """
-        if (site, model) not in self._units:
-            self._units[site, model] = _read_units(site, tokenizer, max_length_tokens=model.max_length_tokens)
-        return self._units[site, model]
+        if site not in self._units:
+            self._units[site] = _read_units(site)
+        return self._units[site]
 
 
 def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
@@ -93,8 +94,7 @@ def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
     plan = request.plan
     base, adapter = bench.adapter(plan.model, plan.adapter)
     _load(adapter, request)
-    units = bench.units(site, plan.model, base.tokenizer)
-    _take_steps(adapter, units, request, site, pad_id=base.tokenizer.pad_token_id)
+    _take_steps(adapter, bench.units(site), request, site, base.tokenizer)
     after = adapter.arrays(trained=True)
     update = {name: after[name] - request.trained[name] for name in after}
     _must_have_moved(update, plan)
@@ -122,7 +122,7 @@ def _load(adapter: Adapter, request: TrainRequest) -> None:
     adapter.load({**request.frozen, **request.trained})
 
 
-def _read_units(site: Site, tokenizer: Any, *, max_length_tokens: int) -> Units:
+def _read_units(site: Site) -> Units:
     examples = read_records(site).train
     missing = sum(example.patient_id is None for example in examples)
     if site.unit == "patient" and missing:
@@ -130,10 +130,7 @@ def _read_units(site: Site, tokenizer: Any, *, max_length_tokens: int) -> Units:
     owners: dict[str, list[int]] = {}
     for row, example in enumerate(examples):
         owners.setdefault(str(example.patient_id) if site.unit == "patient" else str(row), []).append(row)
-    return Units(
-        examples=tokenise(examples, tokenizer, max_length_tokens=max_length_tokens),
-        records_of=[np.array(rows, dtype=np.int64) for rows in owners.values()],
-    )
+    return Units(examples=examples, records_of=[np.array(rows, dtype=np.int64) for rows in owners.values()])
 
 
 def open_stream(site: Site, plan: Plan, number: int, step: int) -> SecureStream:
@@ -150,7 +147,7 @@ def open_stream(site: Site, plan: Plan, number: int, step: int) -> SecureStream:
     )
 
 
-def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, *, pad_id: int) -> None:
+def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, tokenizer: Any) -> None:
     """Takes the plan's local steps on the adapter in place.
 
     FedProx's pull is added after the noise: it depends on public values only.
@@ -161,7 +158,7 @@ def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Sit
     step = _private_step(adapter, plan, site) if plan.privacy.mode == "local" else _plain_step(adapter, site)
     for number in range(plan.training.local_steps):
         stream = open_stream(site, plan, request.round, number)
-        gradient = step(draw(units, plan, stream, pad_id=pad_id), stream)
+        gradient = step(draw(units, plan, stream, tokenizer), stream)
         for name, parameter in parameters.items():
             pull = plan.training.proximal_mu * (parameter.detach() - start[name])
             parameter.grad = gradient[name].to(parameter.device, parameter.dtype) + pull
@@ -169,15 +166,17 @@ def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Sit
         optimizer.zero_grad(set_to_none=True)
 
 
-def draw(units: Units, plan: Plan, stream: SecureStream, *, pad_id: int) -> Batch:
+def draw(units: Units, plan: Plan, stream: SecureStream, tokenizer: Any) -> Batch:
     """One Poisson draw of units with at most `max_records_per_unit` records each, padded on the right."""
     drawn = poisson_sample(len(units.records_of), sample_rate=plan.privacy.sample_rate, stream=stream)
     cap = plan.privacy.max_records_per_unit
     rows = [choose_records(units.records_of[unit], max_records_per_unit=cap, stream=stream) for unit in drawn]
     if not rows:
         return Batch.empty()
-    owners = np.repeat(drawn, [len(chosen) for chosen in rows])
-    return collate([units.examples[row] for row in np.concatenate(rows)], owners, pad_id=pad_id)
+    owners = np.repeat(drawn, [len(picked) for picked in rows])
+    chosen = [units.examples[row] for row in np.concatenate(rows)]
+    tokens = tokenise(chosen, tokenizer, max_length_tokens=plan.model.max_length_tokens)
+    return collate(tokens, owners, pad_id=tokenizer.pad_token_id)
 
 
 def collate(examples: list[TokenisedExample], owners: np.ndarray[Any, Any], *, pad_id: int) -> Batch:

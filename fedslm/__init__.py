@@ -26,6 +26,9 @@ def simulate(overrides: Sequence[str] = ()) -> RunResult:
     Raises:
       FedSLMError: one sentence that says what is wrong and what to do; `exit_code` is the command's.
     """
+    from fedslm.process import settle
+
+    settle()
     from simulations.run import simulate as run_simulation
 
     return run_simulation(overrides)

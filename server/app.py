@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedslm.errors import ConfigError
+from fedslm.errors import ConfigError, FedSLMError, RunError
+from fedslm.flower.bundle import RUN_FOLDER_KEY
 from fedslm.governance.plan import Plan
 from fedslm.reporting.card import write_card
 from fedslm.reporting.events import Announcer, EventLog, Observer
@@ -19,7 +21,6 @@ from server.rounds import RoundLoop, trained_names
 from server.run_folder import RunFolder
 from server.strategies import build_strategy
 
-RUN_FOLDER_KEY = "run-folder"
 JOIN_TIMEOUT_S = 300.0
 
 AfterRound = Callable[[Announcer, Checkpoint], None]
@@ -35,7 +36,8 @@ def build_server_app(
     """Makes the app.
 
     Args:
-      folder: the run folder; None takes the path in the Flower run's configuration, as in a deployment.
+      folder: the run folder, which the caller has locked; None takes and locks the one that the Flower run's
+        configuration names, as in a deployment.
       observers: told of every event after the log is.
       after_round: called with every new checkpoint; a simulation scores in it.
       seeded: the run is a simulation with reproducible noise; goes into its record.
@@ -45,9 +47,34 @@ def build_server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         """Runs the plan in the run folder."""
-        run_plan(grid, folder or _configured(context), observers=observers, after_round=after_round, seeded=seeded)
+        if folder is None:
+            serve(grid, _configured(context), observers=observers)
+        else:
+            run_plan(grid, folder, observers=observers, after_round=after_round, seeded=seeded)
 
     return app
+
+
+def serve(grid: Grid, path: Path, *, observers: Sequence[Observer] = ()) -> Checkpoint:
+    """`run_plan` in a process of its own, as in a deployment: takes the folder's lock, and puts a failure on record.
+
+    Raises:
+      ConfigError: there is no run in the folder, or another process has it. Otherwise as `run_plan`.
+    """
+    with RunFolder(path) as run:
+        run.open()
+        try:
+            return run_plan(grid, path, observers=observers)
+        except Exception as error:
+            _record_failure(run, observers, error)
+            raise
+
+
+def _record_failure(run: RunFolder, observers: Sequence[Observer], error: Exception) -> None:
+    """A log that cannot be written any more must not hide why the run ended."""
+    message = str(error) if isinstance(error, FedSLMError) else type(error).__name__
+    with suppress(FedSLMError), EventLog(run.events) as log:
+        Announcer(log, *observers).emit("run_failed", code=type(error).__name__, message=message)
 
 
 def run_plan(
@@ -81,10 +108,19 @@ def run_plan(
         if start.round < plan.training.rounds:
             clear.join(timeout_s=min(JOIN_TIMEOUT_S, plan.deadline_s))
         end = loop.run(clear, start)
-        write_adapter(run.adapter, end.adapter, run.description())
-        write_card(run.adapter, plan, rounds=end.round, seeded=seeded)
+        _write_result(run, plan, end, seeded=seeded)
         announcer.emit("run_finished", round=end.round, seconds=time.monotonic() - started)
     return end
+
+
+def _write_result(run: RunFolder, plan: Plan, end: Checkpoint, *, seeded: bool) -> None:
+    try:
+        write_adapter(run.adapter, end.adapter, run.description())
+        write_card(run.adapter, plan, rounds=end.round, seeded=seeded)
+    except OSError as error:
+        raise RunError(
+            f"The adapter {run.adapter} cannot be written: {error.strerror}; make room on the disk and resume."
+        ) from None
 
 
 def _configured(context: Context) -> Path:

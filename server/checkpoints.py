@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from fedslm.encoding import sha256_hex
 from fedslm.errors import RunError
@@ -106,7 +106,7 @@ class Checkpoints:
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         write_adapter(folder, checkpoint.adapter, self._description)
-        save_file(_contiguous(checkpoint.strategy), folder / STRATEGY_FILE)
+        _write_arrays(folder / STRATEGY_FILE, checkpoint.strategy)
         state = {
             "round": checkpoint.round,
             "sessions": checkpoint.sessions,
@@ -120,17 +120,18 @@ class Checkpoints:
     def _read(self, folder: Path) -> Checkpoint | None:
         try:
             state = json.loads((folder / STATE_FILE).read_text())
-            intact = all(sha256_hex((folder / name).read_bytes()) == digest for name, digest in state["sha256"].items())
-        except (OSError, ValueError, KeyError, AttributeError):
+            files = (WEIGHTS_FILE, STRATEGY_FILE)
+            intact = all(sha256_hex((folder / name).read_bytes()) == state["sha256"][name] for name in files)
+            if not intact or state["plan_sha256"] != self._plan_sha256:
+                return None
+            return Checkpoint(
+                round=int(state["round"]),
+                sessions=int(state["sessions"]),
+                adapter=dict(load_file(folder / WEIGHTS_FILE)),
+                strategy=dict(load_file(folder / STRATEGY_FILE)),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not intact or state.get("plan_sha256") != self._plan_sha256:
-            return None
-        return Checkpoint(
-            round=int(state["round"]),
-            sessions=int(state["sessions"]),
-            adapter=dict(load_file(folder / WEIGHTS_FILE)),
-            strategy=dict(load_file(folder / STRATEGY_FILE)),
-        )
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"), reverse=True)
@@ -148,7 +149,7 @@ def _name(number: int) -> str:
 def write_adapter(folder: Path, adapter: Arrays, description: Mapping[str, Any]) -> None:
     """Writes the two files that `PeftModel.from_pretrained` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(adapter), folder / WEIGHTS_FILE)
+    _write_arrays(folder / WEIGHTS_FILE, adapter)
     write_json(folder / CONFIG_FILE, description)
 
 
@@ -166,5 +167,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _contiguous(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+def _write_arrays(path: Path, arrays: Arrays) -> None:
+    # Not `save_file`: a full disk is an error of its own there, here it is the OSError that it is everywhere else.
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

@@ -88,19 +88,29 @@ class ClearGrid(Grid):
     def join(self, *, timeout_s: float) -> None:
         """Asks every node who it is and which plan it approved, until all the plan's hospitals are in or time is up.
 
+        Nodes may come online at any time. One that goes away frees its name and is asked again when it is back: a
+        hospital may have corrected its site file. A node that is slow or not in the plan holds nobody up.
+
         Raises:
           TooFewHospitalsError: fewer than `min_cohort` joined.
         """
         deadline = self._clock() + timeout_s
-        asked: set[int] = set()
-        while len(self._hospital_of) < len(self._plan.hospitals) and self._clock() < deadline:
-            new = [node for node in self._grid.get_node_ids() if node not in asked]
-            asked.update(new)
-            for answer in self._exchange(self._invitations(new), deadline - self._clock()):
-                self._admit(answer)
-            if len(asked) >= len(self._plan.hospitals):
+        asked: list[int] = []
+        waiting: dict[str, int] = {}
+        while len(self._hospital_of) < len(self._plan.hospitals) and (left_s := deadline - self._clock()) > 0:
+            online = list(self._grid.get_node_ids())
+            self._hospital_of = {node: name for node, name in self._hospital_of.items() if node in online}
+            new = [node for node in online if node not in asked]
+            waiting |= self._push(self._invitations(new, ttl_s=left_s))
+            asked = online
+            replies = self._pull(waiting)
+            for node_id, reply in replies:
+                self._admit(node_id, reply)
+            if not waiting and self._nobody_else_comes(len(asked)):
                 break
-            time.sleep(0 if new else self._poll_s)
+            time.sleep(0 if replies else self._poll_s)
+        for node_id in waiting.values():
+            self._admit(node_id, None)
         self._require(len(self._hospital_of), "joined")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -111,12 +121,14 @@ class ClearGrid(Grid):
         Raises:
           TooFewHospitalsError: fewer than `min_cohort` did.
         """
-        sent = list(messages)
+        sent, timeout_s = list(messages), timeout or self._plan.deadline_s
         for message in sent:
             message.content[FROZEN] = self._frozen
+            # Flower's default is 12 hours: a hospital that comes back later must not train for a round that is over.
+            message.metadata.ttl = timeout_s
         by_hospital: dict[str, Message] = {}
         size = content_bytes(sent[0].content) if sent else 0
-        for answer in self._exchange(sent, timeout or self._plan.deadline_s):
+        for answer in self._exchange(sent, timeout_s):
             whole = self._whole(answer, sent[0], bytes_down=size)
             if whole is not None:
                 by_hospital[self._hospital_of[answer.node_id]] = whole
@@ -124,33 +136,42 @@ class ClearGrid(Grid):
         self.survivors = tuple(name for name in self._plan.names if name in by_hospital)
         return [by_hospital[name] for name in self.survivors]
 
-    def _invitations(self, nodes: list[int]) -> list[Message]:
+    def _invitations(self, nodes: list[int], *, ttl_s: float) -> list[Message]:
         content = RecordDict({CONFIG: plan_config(self._plan)})
-        return [Message(content, node, JOIN, ttl=self._plan.deadline_s) for node in nodes]
+        return [Message(content, node, JOIN, ttl=ttl_s) for node in nodes]
 
-    def _admit(self, answer: Answer) -> None:
+    def _admit(self, node_id: int, reply: Message | None) -> None:
         """Enters a node under the name it gives, if the plan has that name, it is free, and the plans are the same."""
-        if answer.reply is None or answer.reply.has_error():
-            code = MISSING if answer.reply is None else error_name(answer.reply)
-            self._announcer.emit("hospital_refused", hospital=f"node {answer.node_id}", code=code)
-            return
-        config = answer.reply.content.config_records.get(CONFIG, ConfigRecord())
+        code = MISSING if reply is None else _error(reply) or self._claim(node_id, reply)
+        if code:
+            self._announcer.emit("hospital_refused", hospital=f"node {node_id}", code=code)
+
+    def _claim(self, node_id: int, reply: Message) -> str:
+        """Enters the node and returns nothing, or returns why not."""
+        config = reply.content.config_records.get(CONFIG, ConfigRecord())
         name, sha256 = str(config.get("hospital")), config.get("plan-sha256")
-        if name not in self._plan.names or sha256 != self._plan.sha256 or name in self._hospital_of.values():
-            self._announcer.emit("hospital_refused", hospital=f"node {answer.node_id}", code="NOT_IN_PLAN")
-            return
-        self._hospital_of[answer.node_id] = name
+        if name not in self._plan.names or sha256 != self._plan.sha256:
+            return "NOT_IN_PLAN"
+        if name in self._hospital_of.values():
+            return "" if self._hospital_of.get(node_id) == name else "NAME_TAKEN"
+        self._hospital_of[node_id] = name
         self._announcer.emit("hospital_joined", hospital=name)
+        return ""
+
+    def _nobody_else_comes(self, nodes: int) -> bool:
+        # A simulation has the plan's nodes and no others; waiting for one that refused would be waiting for nothing.
+        return bool(getattr(self._grid, "closed", False)) and nodes >= len(self._plan.hospitals)
 
     def _exchange(self, messages: list[Message], timeout_s: float) -> Iterator[Answer]:
         """Yields one answer a message, replies as they arrive, missing ones at the deadline."""
         waiting = self._push(messages)
+        for node_id in {message.metadata.dst_node_id for message in messages} - set(waiting.values()):
+            yield Answer(node_id=node_id, reply=None, seconds=0.0)
         started = last = self._clock()
         while waiting and self._clock() - started < timeout_s:
-            replies = list(self._grid.pull_messages(list(waiting)))
-            for reply in replies:
+            replies = self._pull(waiting)
+            for node_id, reply in replies:
                 now = self._clock()
-                node_id = waiting.pop(reply.metadata.reply_to_message_id)
                 yield Answer(node_id=node_id, reply=reply, seconds=now - last)
                 last = self._clock() if self._one_at_a_time else started
             time.sleep(0 if replies or not waiting else self._poll_s)
@@ -159,9 +180,18 @@ class ClearGrid(Grid):
 
     def _push(self, messages: list[Message]) -> dict[str, int]:
         # The grid fills in each message's id while it pushes; an error reply names only that, not its node.
-        pushed = set(self._grid.push_messages(messages))
+        pushed = set(self._grid.push_messages(messages)) if messages else set()
         destinations = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         return {identity: node for identity, node in destinations.items() if identity in pushed}
+
+    def _pull(self, waiting: dict[str, int]) -> list[tuple[int, Message]]:
+        """Takes the replies that have arrived, each with its node, and crosses them off `waiting`."""
+        replies = list(self._grid.pull_messages(list(waiting))) if waiting else []
+        return [
+            (waiting.pop(identity), reply)
+            for reply in replies
+            if (identity := reply.metadata.reply_to_message_id) in waiting
+        ]
 
     @property
     def _one_at_a_time(self) -> bool:
@@ -173,7 +203,7 @@ class ClearGrid(Grid):
         hospital, number = self._hospital_of[answer.node_id], request.content.config_records[CONFIG]["server-round"]
         reply = answer.reply
         if reply is None or reply.has_error():
-            code = MISSING if reply is None else error_name(reply)
+            code = MISSING if reply is None else _error(reply)
             self._announcer.emit("hospital_dropped", round=number, hospital=hospital, code=code)
             return None
         bytes_up = content_bytes(reply.content)
@@ -223,6 +253,10 @@ class ClearGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
 
+def _error(reply: Message) -> str:
+    return error_name(reply) if reply.has_error() else ""
+
+
 def _applied(request: Message, reply: Message) -> dict[str, np.ndarray[Any, Any]]:
     """Global adapter plus update, in float32.
 
@@ -234,4 +268,5 @@ def _applied(request: Message, reply: Message) -> dict[str, np.ndarray[Any, Any]
     shapes = {name: array.shape for name, array in trained.items()}
     if {name: array.shape for name, array in update.items()} != shapes:
         raise ModelError("An update has other names or shapes than the adapter; the hospital's model or plan differs.")
-    return {name: trained[name] + update[name] for name in trained}
+    # In the order they were sent: FedAvgM pairs old and new arrays by position.
+    return {name: trained[name] + update[name] for name in request.content.array_records[ARRAYS]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -86,11 +86,11 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text()))
+        return self._read("config.yaml", yaml.safe_load)
 
     def description(self) -> dict[str, Any]:
         """The content of `adapter_config.json`."""
-        return dict(json.loads((self.path / "adapter_config.json").read_text()))
+        return self._read("adapter_config.json", json.loads)
 
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
@@ -108,16 +108,36 @@ class RunFolder:
         return checkpoint
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replaces `summary.json` in one step."""
+        """Replaces `summary.json` in one step.
+
+        Raises:
+          RunError: it cannot be written; the summary before stands.
+        """
         temporary = self.path / ".summary.json"
-        write_json(temporary, summary)
-        temporary.rename(self.path / "summary.json")
+        try:
+            write_json(temporary, summary)
+            temporary.rename(self.path / "summary.json")
+        except OSError as error:
+            raise RunError(
+                f"The summary in {self.path} cannot be written: {error.strerror}; make room on the disk and resume."
+            ) from None
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        try:
+            return dict(parse((self.path / name).read_text()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise RunError(
+                f"{self.path / name} is damaged; put a copy of the file back, or start the run again in a new folder."
+            ) from None
 
     def _checkpoints(self, plan: Plan, description: Mapping[str, Any]) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints", plan_sha256=plan.sha256, description=description)
 
     def _take(self) -> None:
-        lock = (self.path / ".lock").open("w")
+        try:
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fedslm.process import settle
 
 SIMULATE_HELP = """Runs a whole federation on this machine.
 
@@ -51,7 +50,7 @@ def simulate(arguments: list[str]) -> int:
     if options.wants_help:
         print(SIMULATE_HELP + _settings_help())
         return 0
-    _calm_libraries()
+    settle()
     from rich.console import Console
 
     from fedslm.reporting.terminal import choose_view
@@ -75,7 +74,7 @@ def plan(arguments: list[str]) -> int:
     if options.wants_help:
         print(PLAN_HELP + _settings_help())
         return 0
-    _calm_libraries()
+    settle()
     from rich.console import Console
 
     from simulations.estimate import estimate, render
@@ -109,13 +108,3 @@ def _print_result(console: object, summary: dict[str, object]) -> None:
     target.print()
     for line in closing_lines(summary):
         target.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _calm_libraries() -> None:
-    """Progress bars and advice of the libraries below would tear the table apart."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # the Renyi accountant says which orders it drops

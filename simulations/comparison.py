@@ -15,6 +15,7 @@ from typing import Any
 from clients.app import build_client_app
 from clients.site import Site
 from clients.train import Workbench
+from fedslm.errors import ConfigError
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer, Event
 from server.app import run_plan
@@ -47,6 +48,20 @@ class Contest:
     description: dict[str, Any]
     initial: Checkpoint
     final: Checkpoint
+
+
+def check_comparable(consortium: Consortium) -> None:
+    """Refuses a comparison that would fail after hours of training.
+
+    Raises:
+      ConfigError: a hospital has no held-out multiple choice to score.
+    """
+    for name, records in consortium.records.items():
+        if not any(example.choices for example in records.held_out):
+            raise ConfigError(
+                f"compare=true but {name} has no held-out record with choices; set data.columns.choices, raise "
+                "data.held_out_fraction, or set compare=false."
+            )
 
 
 def compare(contest: Contest, announcer: Announcer) -> dict[str, Any]:
@@ -96,9 +111,9 @@ def _accuracy(contest: Contest, checkpoint: Checkpoint) -> float:
 
 def _train_alone(contest: Contest, site: Site, announcer: Announcer) -> Checkpoint:
     """Runs one contestant from where its folder stands."""
-    folder = contest.folder / site.hospital.replace(" ", "-")
     names = contest.plan.names if site.hospital == POOLED else (site.hospital,)
     plan = alone(contest.plan, names, population=site.declared_population, name=site.hospital)
+    folder = contest.folder / f"{site.hospital.replace(' ', '-')}-{plan.run_id}"
     with RunFolder(folder) as run:
         if (folder / "plan.json").exists():
             run.open()

@@ -13,7 +13,7 @@ from clients.records.jsonl import hospitals_in
 from clients.site import SITE_FILE_KEY, RecordSource, Site
 from fedslm.config.checks import check_hospitals, check_patients
 from fedslm.config.schema import DataConfig, FederationConfig
-from fedslm.data.hospitals import build_hospitals
+from fedslm.data.hospitals import hospital_names
 from fedslm.data.partition import count_units
 
 
@@ -81,7 +81,7 @@ def _plain(site: Site) -> dict[str, object]:
 
 def _names(config: FederationConfig) -> tuple[str, ...]:
     if config.data.kind == "embedded":
-        return tuple(hospital.name for hospital in build_hospitals(seed=config.seed, scale=config.data.scale))
+        return hospital_names()
     return tuple(hospitals_in(_source(config.data, seed=config.seed, hospital=None)))
 
 

@@ -29,6 +29,7 @@ from server.planning import draft_plan
 from simulations.consortium import Consortium, gather
 
 PROBE_FLOPS = 2e11
+SAMPLE = 500  # records whose length is looked at
 ACTIVATION_VALUES = 20  # saved per token, layer and hidden unit in a Llama block's forward pass; measured 17 to 22
 
 
@@ -76,10 +77,14 @@ def _row(
 ) -> dict[str, Any]:
     base, adapter = loaded
     limit = plan.model.max_length_tokens
-    examples = tokenise(consortium.records[name].train, base.tokenizer, max_length_tokens=limit)
-    length = sum(len(example.input_ids) for example in examples) / len(examples)
+    sample = tokenise(consortium.records[name].train[:SAMPLE], base.tokenizer, max_length_tokens=limit)
+    length = sum(len(example.input_ids) for example in sample) / len(sample)
     units = plan.hospital(name).declared_population
-    records = units * plan.privacy.sample_rate * min(plan.privacy.max_records_per_unit, len(examples) / units)
+    records = (
+        units
+        * plan.privacy.sample_rate
+        * min(plan.privacy.max_records_per_unit, len(consortium.records[name].train) / units)
+    )
     steps = plan.training.rounds * plan.training.local_steps
     frozen = sum(array.size for array in adapter.arrays(trained=False).values())
     return {

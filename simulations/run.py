@@ -31,7 +31,7 @@ from server.checkpoints import Checkpoint
 from server.planning import draft_plan
 from server.rounds import epsilon_curve
 from server.run_folder import RunFolder
-from simulations.comparison import Contest, compare
+from simulations.comparison import Contest, check_comparable, compare
 from simulations.consortium import Consortium, gather, write_sites
 from simulations.local_grid import LocalGrid
 from simulations.ray_runtime import run_with_ray
@@ -122,7 +122,7 @@ def prepare(overrides: Sequence[str]) -> _Prepared:
     settings = compose_values(overrides)
     config = _checked(settings)
     _use_threads(config)
-    consortium = gather(config)
+    consortium = _gathered(config)
     draft = draft_plan(config, consortium.population, seed=config.seed)
     folder = RunFolder(_folder_path(config, draft.plan))
     folder.create(draft.plan, settings=settings, description=draft.description, initial=draft.initial)
@@ -143,7 +143,7 @@ def prepare_resume(path: Path, overrides: Sequence[str]) -> _Prepared:
         config = _checked(_merged(settings, overrides))
         _use_threads(config)
         return _Prepared(
-            Job(config=config, settings=settings, consortium=gather(config), folder=folder, plan=folder.plan())
+            Job(config=config, settings=settings, consortium=_gathered(config), folder=folder, plan=folder.plan())
         )
     except BaseException:
         folder.close()
@@ -160,6 +160,13 @@ def _checked(settings: Mapping[str, Any]) -> FederationConfig:
     config = build(FederationConfig, settings)
     check(config)
     return config
+
+
+def _gathered(config: FederationConfig) -> Consortium:
+    consortium = gather(config)
+    if config.compare:
+        check_comparable(consortium)
+    return consortium
 
 
 def _use_threads(config: FederationConfig) -> None:
@@ -217,9 +224,7 @@ def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Obser
     server_app = build_server_app(folder=path, observers=observers, after_round=after_round, seeded=True)
     configs = write_sites(_with_log(job), path / "sites")
     if job.config.runtime.name == "ray":
-        run_with_ray(
-            server_app, build_client_app(), sites=path / "sites", nodes=len(configs), runtime=job.config.runtime
-        )
+        run_with_ray(server_app, sites=path / "sites", nodes=len(configs), runtime=job.config.runtime)
         return
     grid = LocalGrid(build_client_app(bench), configs)
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))

@@ -5,6 +5,7 @@ It reads the records itself, with the hospitals' own readers; nothing is scored 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from clients.train import Workbench
 from fedslm.data.example import Example
+from fedslm.errors import RunError
 from fedslm.evaluation.choices import Score, majority_rate, score_choices
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
@@ -56,12 +58,21 @@ class RoundScorer:
         self._last_round = last_round
 
     def __call__(self, announcer: Announcer, checkpoint: Checkpoint) -> None:
-        """Scores the checkpoint's adapter if its round is due."""
+        """Scores the checkpoint's adapter if its round is due.
+
+        Raises:
+          RunError: the loss is not finite; later rounds could not make it so.
+        """
         is_due = self._every_rounds and checkpoint.round % self._every_rounds == 0
         if not self._sample or not (is_due or checkpoint.round == self._last_round):
             return
         started = time.monotonic()
         score = self._scorer.score(checkpoint.adapter, self._sample)
+        if not math.isfinite(score.loss):
+            raise RunError(
+                f"The adapter of round {checkpoint.round} gives no finite loss; start a new run with a lower "
+                "training.learning_rate or strategy.eta."
+            )
         seconds = time.monotonic() - started
         announcer.emit("scored", round=checkpoint.round, loss=score.loss, accuracy=score.accuracy, seconds=seconds)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from clients.site import RecordSource
 from fedslm.data.example import Example
-from fedslm.data.hospitals import build_hospitals
-from fedslm.errors import DataError
+from fedslm.data.hospitals import build_hospital
 
 
 def read_embedded(source: RecordSource) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -14,8 +13,5 @@ def read_embedded(source: RecordSource) -> tuple[tuple[Example, ...], tuple[Exam
     Raises:
       DataError: there is no such embedded hospital.
     """
-    hospitals = {hospital.name: hospital for hospital in build_hospitals(seed=source.seed, scale=source.scale)}
-    if source.hospital not in hospitals:
-        raise DataError(f"There is no embedded hospital '{source.hospital}'; there are {', '.join(hospitals)}.")
-    hospital = hospitals[source.hospital]
+    hospital = build_hospital(source.hospital or "", seed=source.seed, scale=source.scale)
     return hospital.train, hospital.held_out

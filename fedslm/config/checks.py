@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
-from fedslm.config.schema import DataConfig, FederationConfig
+from fedslm.config.schema import NAME_PATTERN, DataConfig, FederationConfig
 from fedslm.errors import ConfigError, DataError, PrivacyError
 
 
@@ -23,11 +24,19 @@ def check_hospitals(names: tuple[str, ...], *, min_cohort: int) -> None:
     """Refuses a federation of fewer hospitals than a federation needs.
 
     Raises:
-      ConfigError: one hospital only, or fewer than `min_cohort`.
+      ConfigError: one hospital only, or fewer than `min_cohort`; or a name that is none, which is not shown: a wrong
+        column may hold notes.
     """
+    for name in names:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ConfigError(
+                f"A value of the hospital column, {len(name)} characters long, is not a name; use 1 to 64 letters, digits, "
+                "spaces, dots, dashes or underscores without accents, or set data.columns.hospital to another column."
+            )
     if len(names) < 2:
         raise ConfigError(
-            f"There is {len(names)} hospital in the data; a federation needs at least 2 (see data.columns.hospital)."
+            f"The number of hospitals in the data is {len(names)}, a federation needs at least 2; "
+            "see data.columns.hospital."
         )
     if len(names) < min_cohort:
         raise ConfigError(

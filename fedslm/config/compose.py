@@ -14,7 +14,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -98,17 +98,23 @@ def _refuse_options(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"'{override}' is not a setting; settings look like rounds=10 (fedslm simulate --help lists them)."
             )
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise ConfigError(
+                f"'{override}' sets Hydra itself, which has no say here; use run_folder for the run's place."
+            )
         if "_target_" in override:
             raise ConfigError(f"'{override}' names a Python object; no setting of FedSLM does.")
 
 
 def _one_sentence(error: Exception) -> str:
     """Hydra's messages run over several lines and quote its own syntax; keep what a user needs."""
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' cannot be read; write NAME=VALUE, and a list as NAME=[A,B]."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     missing = re.search(r"Could not find '(\w+)/([^']*)'", lines[0])
     if missing:
         group, chosen = missing.groups()
-        return f"{group}={chosen} is not a choice; there are {', '.join(choices(group)) or 'none'}."
+        return f"{group}={chosen} is not a choice; choose from: {', '.join(choices(group))}."
     if len(lines) > 1 and lines[0].startswith("Could not override"):
         return f"{lines[0].rstrip('.')}: there is no such setting (fedslm simulate --help lists them)."
     return " ".join(lines[:2]).rstrip(".") + "."

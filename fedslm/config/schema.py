@@ -18,8 +18,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
+Count = Annotated[int, Field(ge=1, strict=True)]  # strict: true is not 1
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 STRICT = ConfigDict(extra="forbid", strict=False, hide_input_in_errors=False)
 
@@ -55,7 +56,7 @@ class AdapterConfig:
     method: Literal["ffa", "full"]
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Positive
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -236,11 +237,11 @@ class FederationConfig:
     """
 
     rounds: Count
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, strict=True)]
     min_cohort: Count
     deadline_s: Positive
     compare: bool
-    run_folder: str | None
+    run_folder: Annotated[str, Field(min_length=1)] | None
     model: ModelConfig
     adapter: AdapterConfig
     data: DataConfig

@@ -1,11 +1,11 @@
 """The embedded consortium: five synthetic hospitals whose notes are made here, from a seed, without any patient.
 
-It exists so that `fedslm simulate` and the tests run offline, and so that what a federation gains can be measured. Every
-note names two findings; the task is which service should see the patient, as multiple choice or as one sentence.
+It exists so that `fedslm simulate` and the tests run offline, and so that what a federation gains can be measured.
+Every note names two findings; the task is which service should see the patient, as multiple choice or as one sentence.
 
 What makes the hospitals differ is what makes real ones differ: size (10:1), the mix of services (each has two
-specialties), the layout of a note, and the words. One hospital writes "CP", the next "chest pain", a third "angina". So a
-single hospital sees few cases outside its specialties and none of the others' words. Nothing else is hidden anywhere.
+specialties), the layout of a note, and the words. One hospital writes "CP", the next "chest pain", a third "angina".
+So a single hospital sees few cases outside its specialties, and other words than the others. Nothing else differs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("trop +", "a raised troponin", "elevated troponin", "high troponin", "trop rise"),
         ("bilat edema", "swollen ankles", "pitting edema", "ankle swelling", "ankle oedema"),
         ("murmur", "a loud heart murmur", "systolic murmur", "heart murmur", "pansystolic murmur"),
-        ("HTN crisis", "very high blood pressure", "severe hypertension", "high blood pressure", "BP sky high"),
-        ("brady 38", "a very slow pulse", "bradycardia", "slow heart rate", "pulse of 38"),
     ),
     "dermatology": (
         ("itchy rash", "an itching rash", "pruritic eruption", "itchy skin", "itchy erythema"),
@@ -56,8 +54,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("scaly plaques", "silvery scales on the elbows", "psoriatic plaques", "flaky patches", "psoriasis flare"),
         ("blisters", "blisters on both arms", "bullous lesions", "skin blisters", "bullae"),
         ("acne", "painful spots on the face", "nodular acne", "bad pimples", "cystic spots"),
-        ("dry skin", "dry and cracked hands", "xerosis", "cracked skin", "hand eczema"),
-        ("hair loss", "bald patches", "alopecia", "hair falling out", "patchy baldness"),
     ),
     "gastroenterology": (
         ("abd pain", "pain in the belly", "epigastric tenderness", "stomach pain", "tummy ache"),
@@ -66,8 +62,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("diarrhea", "watery stools", "chronic diarrhea", "loose stools", "diarrhoea"),
         ("jaundice", "yellow eyes", "icterus", "yellow skin", "jaundiced sclerae"),
         ("heartburn", "burning after meals", "reflux", "acid reflux", "dyspepsia"),
-        ("dysphagia", "trouble swallowing", "esophageal dysphagia", "food gets stuck", "oesophageal stricture"),
-        ("ascites", "a swollen abdomen", "abdominal distension", "bloated belly", "shifting dullness"),
     ),
     "neurology": (
         ("HA", "a severe headache", "cephalgia", "bad headache", "thunderclap headache"),
@@ -76,18 +70,20 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("slurred speech", "speech that was hard to follow", "dysarthria", "slurring words", "muddled speech"),
         ("LOC", "a blackout", "loss of consciousness", "passed out", "funny turn"),
         ("tremor", "shaking hands", "resting tremor", "hand shakes", "pill-rolling tremor"),
-        ("R arm numb", "numbness in one arm", "paresthesia", "numb arm", "pins and needles"),
-        ("vertigo", "a spinning room", "gait ataxia", "dizzy and unsteady", "giddiness"),
     ),
     "orthopedics": (
         ("hip fx", "a broken hip", "femoral neck fracture", "hip fracture", "NOF fracture"),
         ("wrist deform", "a bent wrist after a fall", "distal radius fracture", "broken wrist", "Colles fracture"),
         ("knee swelling", "a swollen knee", "knee effusion", "puffy knee", "boggy knee"),
         ("LBP", "low back pain", "lumbar pain", "backache", "lumbago"),
-        ("shoulder disloc", "a shoulder out of joint", "glenohumeral dislocation", "dislocated shoulder", "shoulder out"),
+        (
+            "shoulder disloc",
+            "a shoulder out of joint",
+            "glenohumeral dislocation",
+            "dislocated shoulder",
+            "shoulder out",
+        ),
         ("ankle sprain", "a twisted ankle", "ligament sprain", "rolled ankle", "inversion injury"),
-        ("no wt bearing", "unable to stand on the leg", "non weight bearing", "cannot put weight", "NWB"),
-        ("stiff joints", "stiffness of the joints", "osteoarthritis", "joint stiffness", "OA hands"),
     ),
     "psychiatry": (
         ("SI", "thoughts of ending life", "suicidal ideation", "suicidal thoughts", "wants to end it"),
@@ -96,8 +92,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("low mood", "deep sadness", "depressed affect", "sad all day", "low in mood"),
         ("panic", "attacks of panic", "panic disorder", "panic attacks", "panicky spells"),
         ("insomnia", "sleepless nights", "early waking", "cannot sleep", "poor sleep"),
-        ("manic", "racing thoughts", "pressured speech", "talks nonstop", "elated"),
-        ("paranoid", "a fear of being watched", "persecutory delusions", "feels followed", "paranoia"),
     ),
     "pulmonology": (
         ("SOB", "shortness of breath", "dyspnea", "short of breath", "dyspnoea"),
@@ -106,8 +100,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("hemoptysis", "coughing up blood", "blood-streaked sputum", "bloody cough", "haemoptysis"),
         ("sats 86", "low oxygen", "hypoxemia", "oxygen low", "hypoxia on air"),
         ("crackles", "crackling lungs", "bibasal rales", "lung crackles", "bibasal creps"),
-        ("COPD flare", "a flare of chronic bronchitis", "COPD exacerbation", "COPD worse", "IECOPD"),
-        ("asthma attk", "an asthma attack", "status asthmaticus", "asthma worse", "brittle asthma"),
     ),
     "urology": (
         ("flank pain", "pain in the side to the groin", "renal colic", "kidney pain", "loin pain"),
@@ -116,8 +108,6 @@ FINDINGS: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("urinary freq", "passing water very often", "urinary frequency", "urinates often", "frequency and urgency"),
         ("retention", "an inability to pass water", "urinary retention", "cannot urinate", "in retention"),
         ("nocturia x5", "getting up at night to urinate", "nocturia", "urinates at night", "up five times nightly"),
-        ("stone on CT", "a stone in the ureter", "nephrolithiasis", "kidney stone", "ureteric calculus"),
-        ("UTI", "an infection of the bladder", "cystitis", "bladder infection", "water infection"),
     ),
 }
 
@@ -194,23 +184,23 @@ def _write_clinic(case: _Case) -> str:
 _PROFILES = (
     _Profile(
         name="harbor-emergency", prefix="HE", services=("cardiology", "neurology"), style="emergency shorthand",
-        patients=4000, column=0, write=_write_emergency,
+        patients=10_000, column=0, write=_write_emergency,
     ),
     _Profile(
         name="st-brigid", prefix="SB", services=("pulmonology", "cardiology"), style="full prose",
-        patients=3200, column=1, write=_write_prose,
+        patients=9_000, column=1, write=_write_prose,
     ),
     _Profile(
         name="northfield", prefix="NF", services=("gastroenterology", "urology"), style="SOAP headings",
-        patients=2800, column=2, write=_write_soap,
+        patients=8_000, column=2, write=_write_soap,
     ),
     _Profile(
         name="lakeview", prefix="LV", services=("orthopedics", "neurology"), style="bullet lists",
-        patients=1600, column=3, write=_write_bullets,
+        patients=6_000, column=3, write=_write_bullets,
     ),
     _Profile(
         name="wexcombe", prefix="WX", services=("dermatology", "psychiatry"), style="British clinic letters",
-        patients=400, column=4, write=_write_clinic,
+        patients=1_000, column=4, write=_write_clinic,
     ),
 )  # fmt: skip
 
@@ -228,9 +218,26 @@ def build_hospitals(*, seed: int, scale: float = 1.0) -> tuple[EmbeddedHospital,
     Raises:
       DataError: `scale` is not above 0.
     """
+    return tuple(build_hospital(name, seed=seed, scale=scale) for name in hospital_names())
+
+
+def hospital_names() -> tuple[str, ...]:
+    """The hospitals' names, largest first."""
+    return tuple(profile.name for profile in _PROFILES)
+
+
+def build_hospital(name: str, *, seed: int, scale: float = 1.0) -> EmbeddedHospital:
+    """Builds one hospital, exactly as `build_hospitals` does.
+
+    Raises:
+      DataError: there is no such hospital, or `scale` is not above 0.
+    """
+    profiles = {profile.name: profile for profile in _PROFILES}
+    if name not in profiles:
+        raise DataError(f"There is no embedded hospital '{name}'; there are {', '.join(profiles)}.")
     if not scale > 0:
         raise DataError(f"Expected scale={scale} > 0; 1.0 is the full consortium.")
-    return tuple(_build_hospital(profile, seed=seed, scale=scale) for profile in _PROFILES)
+    return _build_hospital(profiles[name], seed=seed, scale=scale)
 
 
 def pooled_test(hospitals: Sequence[EmbeddedHospital], *, per_hospital: int | None = None) -> tuple[Example, ...]:
@@ -264,7 +271,7 @@ def shuffle_answers(examples: Sequence[Example], *, seed: int) -> tuple[Example,
 
 
 def _build_hospital(profile: _Profile, *, seed: int, scale: float) -> EmbeddedHospital:
-    # A string seed is hashed with SHA-512 by `Random`: the streams of two hospitals or two seeds have nothing in common.
+    # `Random` hashes a string with SHA-512: the streams of two hospitals or two seeds have nothing in common.
     rng = Random(f"fedslm hospitals {seed} {profile.name}")
     mix = _draw_mix(profile, rng)
     sizes = [max(len(SERVICES), round(scale * patients)) for patients in (profile.patients, HELD_OUT_PATIENTS)]
@@ -298,15 +305,15 @@ def _make_examples(profile: _Profile, mix: list[float], patients: range, rng: Ra
 
 
 def _draw_note_count(rng: Random) -> int:
-    """Geometric with mean about 2, at most `MAX_NOTES`: most patients come once, a few come often."""
+    """Geometric with mean 1.5, at most `MAX_NOTES`: most patients come once, a few come often."""
     count = 1
-    while count < MAX_NOTES and rng.random() < 0.5:
+    while count < MAX_NOTES and rng.random() < 0.35:
         count += 1
     return count
 
 
 def _make_example(profile: _Profile, service: str, patient_id: str, is_choice: bool, rng: Random) -> Example:
-    first, second = (row[profile.column] for row in rng.sample(FINDINGS[service], 2))
+    first, second = (_word(row, profile.column, rng) for row in rng.sample(FINDINGS[service], 2))
     case = _Case(
         age=_below(rng, 70) + 19,
         is_man=rng.random() < 0.5,
@@ -319,6 +326,11 @@ def _make_example(profile: _Profile, service: str, patient_id: str, is_choice: b
     if is_choice:
         return Example(prompt=ask_service(note), completion=service, patient_id=patient_id, choices=SERVICES)
     return Example(prompt=ask_sentence(note), completion=f"Refer to {service} for {first}.", patient_id=patient_id)
+
+
+def _word(row: Sequence[str], column: int, rng: Random) -> str:
+    # Staff move between hospitals: one word in four is from anywhere.
+    return row[column] if rng.random() < 0.75 else row[_below(rng, len(row))]
 
 
 def ask_service(note: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedslm.data.example import Example
-from fedslm.errors import DataError
 
 
 class Tokenizer(Protocol):
@@ -37,10 +36,8 @@ class TokenisedExample:
 def tokenise(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length_tokens: int) -> list[TokenisedExample]:
     """Tokenises prompts with the model's special tokens and completions without, ending free text with the end token.
 
-    A prompt that is too long loses tokens at its start, so that the question at its end and the answer stay.
-
-    Raises:
-      DataError: a completion alone does not fit `max_length_tokens`; the text is not shown.
+    A prompt that is too long loses tokens at its start, so that the question at its end and the answer stay. An answer
+    that is itself too long is cut at its end. Nothing is ever refused here: whether it were would depend on the draw.
     """
     if not examples:
         return []
@@ -59,11 +56,6 @@ def _end(example: Example, tokenizer: Tokenizer) -> list[int]:
 
 
 def _join(prompt: list[int], answer: list[int], max_length_tokens: int) -> TokenisedExample:
-    room = max_length_tokens - len(answer)
-    if room < 1:
-        raise DataError(
-            f"A completion has {len(answer)} tokens but model.max_length_tokens={max_length_tokens}; "
-            "raise it or shorten the answers."
-        )
-    kept = prompt[-room:]
+    answer = answer[: max_length_tokens - 1]
+    kept = prompt[len(answer) - max_length_tokens :]
     return TokenisedExample(input_ids=np.array(kept + answer, dtype=np.int64), completion_start=len(kept))

@@ -69,10 +69,17 @@ def from_array_record(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
     """Reads named arrays strictly.
 
     Raises:
-      ModelError: an array is not float32 or not finite; the values are not shown.
+      ModelError: an array cannot be decoded, is not float32 or not finite; the values are not shown.
     """
-    arrays = {name: _checked(name, array.numpy()) for name, array in record.items()}
+    arrays = {name: _checked(name, _decoded(name, array)) for name, array in record.items()}
     return dict(sorted(arrays.items()))
+
+
+def _decoded(name: str, array: Array) -> np.ndarray[Any, Any]:
+    try:
+        return array.numpy()
+    except Exception:  # the bytes come from the other side, and NumPy's reader fails in many ways
+        raise ModelError(f"The array '{name}' cannot be decoded; only NumPy's format is exchanged.") from None
 
 
 def _checked(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
