@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedslm.errors import ConfigError, FedSLMError, RunError
+from fedslm.errors import ConfigError, RunError
 from fedslm.flower.bundle import RUN_FOLDER_KEY
 from fedslm.governance.plan import Plan
 from fedslm.reporting.card import write_card
@@ -20,6 +19,7 @@ from server.clear_grid import ClearGrid
 from server.rounds import RoundLoop, trained_names
 from server.run_folder import RunFolder
 from server.strategies import build_strategy
+from server.summary import record_failure, summarise
 
 JOIN_TIMEOUT_S = 300.0
 
@@ -63,18 +63,15 @@ def serve(grid: Grid, path: Path, *, observers: Sequence[Observer] = ()) -> Chec
     """
     with RunFolder(path) as run:
         run.open()
+        started = time.monotonic()
         try:
-            return run_plan(grid, path, observers=observers)
+            end = run_plan(grid, path, observers=observers)
         except Exception as error:
-            _record_failure(run, observers, error)
+            command = f"submit the run folder {path} again"
+            record_failure(run, observers, error, resume_command=command, seeded=False, started=started)
             raise
-
-
-def _record_failure(run: RunFolder, observers: Sequence[Observer], error: Exception) -> None:
-    """A log that cannot be written any more must not hide why the run ended."""
-    message = str(error) if isinstance(error, FedSLMError) else type(error).__name__
-    with suppress(FedSLMError), EventLog(run.events) as log:
-        Announcer(log, *observers).emit("run_failed", code=type(error).__name__, message=message)
+        run.write_summary(summarise(run, end, status="finished", seeded=False, started=started))
+        return end
 
 
 def run_plan(

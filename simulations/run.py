@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from clients.train import Workbench
 from fedslm.config.checks import check
 from fedslm.config.compose import changed, compose_values
 from fedslm.config.schema import FederationConfig, build
-from fedslm.errors import ConfigError, FedSLMError
+from fedslm.errors import ConfigError
 from fedslm.flower.compat import quiet
 from fedslm.governance.plan import Plan
 from fedslm.reporting.closing import closing_lines
@@ -29,8 +28,8 @@ from fedslm.reporting.events import Announcer, Event, EventLog, Observer, read_e
 from server.app import build_server_app
 from server.checkpoints import Checkpoint
 from server.planning import draft_plan
-from server.rounds import epsilon_curve
 from server.run_folder import RunFolder
+from server.summary import record_failure, summarise
 from simulations.comparison import Contest, check_comparable, compare
 from simulations.consortium import Consortium, gather, write_sites
 from simulations.local_grid import LocalGrid
@@ -39,7 +38,6 @@ from simulations.scoring import RoundScorer, Scorer
 
 RESUME = "resume="
 NOT_IN_THE_PLAN = ("compare", "evaluation", "runtime")
-UNMASKED = "Updates are not encrypted yet: the coordinator can read each hospital's update."
 
 
 class View(Observer, AbstractContextManager[Any], Protocol):
@@ -203,14 +201,19 @@ def _run(job: Job, observers: tuple[Observer, ...], started: float) -> dict[str,
     scorer = Scorer(job.plan, job.consortium, bench, batch_size=job.config.evaluation.batch_size)
     _federate(job, bench, scorer, observers)
     final = job.folder.latest()
-    summary = {**_summary(job, final, "finished"), "majority": scorer.majority}
-    job.folder.write_summary({**summary, **_resources(started)})
+    summary = _finished(job, final, scorer, started)
+    job.folder.write_summary(summary)
     if job.config.compare:
         with EventLog(job.folder.events) as log:
-            summary["comparison"] = compare(_contest(job, bench, scorer, final), Announcer(log, *observers))
-    whole = {**summary, **_resources(started)}
-    job.folder.write_summary(whole)
-    return whole
+            comparison = compare(_contest(job, bench, scorer, final), Announcer(log, *observers))
+        summary = {**_finished(job, final, scorer, started), "comparison": comparison}
+        job.folder.write_summary(summary)
+    return summary
+
+
+def _finished(job: Job, final: Checkpoint, scorer: Scorer, started: float) -> dict[str, Any]:
+    summary = summarise(job.folder, final, status="finished", seeded=True, started=started)
+    return {**summary, "majority": scorer.majority}
 
 
 def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Observer, ...]) -> None:
@@ -249,54 +252,12 @@ def _contest(job: Job, bench: Workbench, scorer: Scorer, final: Checkpoint) -> C
     )
 
 
-def _summary(job: Job, final: Checkpoint, status: str) -> dict[str, Any]:
-    privacy, curve = job.plan.privacy, epsilon_curve(job.plan)
-    return {
-        "status": status,
-        "run_id": job.plan.run_id,
-        "plan_sha256": job.plan.sha256,
-        "run_folder": str(job.folder.path),
-        "adapter": str(job.folder.adapter),
-        "model": job.plan.model.name,
-        "hospitals": list(job.plan.names),
-        "rounds": final.round,
-        "privacy": privacy.mode,
-        "epsilon": None if curve is None else curve.epsilon(final.sessions),
-        "delta": privacy.delta,
-        "unit": privacy.unit,
-        "noise_multiplier": privacy.noise_multiplier,
-        "masked": job.plan.masked,
-        "seeded": True,
-        "notice": UNMASKED,
-    }
-
-
-def _resources(started: float) -> dict[str, Any]:
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"seconds": time.monotonic() - started, "peak_rss_bytes": max(own, children) * 1024}
-
-
 def _record_failure(job: Job, observers: tuple[Observer, ...], error: BaseException, started: float) -> None:
-    """Puts the end on record, and how to go on into the error's notes.
-
-    A log that cannot be written any more must not hide why the run ended.
-    """
-    try:
-        last = job.folder.latest()
-        with EventLog(job.folder.events) as log:
-            announcer = Announcer(log, *observers)
-            if isinstance(error, KeyboardInterrupt):
-                announcer.emit("run_interrupted", round=last.round, resume_command=resume_command(job.folder.path))
-            else:
-                message = str(error) if isinstance(error, FedSLMError) else type(error).__name__
-                announcer.emit("run_failed", code=type(error).__name__, message=message)
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        summary = _summary(job, last, status)
-        job.folder.write_summary({**summary, **_resources(started)})
-        for line in closing_lines({**summary, **_resources(started), "adapter": None}):
-            error.add_note(line)
-    except (FedSLMError, OSError):
-        return
+    """Puts the end on record, and how to go on into the error's notes."""
+    command = resume_command(job.folder.path)
+    summary = record_failure(job.folder, observers, error, resume_command=command, seeded=True, started=started)
+    for line in closing_lines({**summary, "resume_command": command}) if summary else ():
+        error.add_note(line)
 
 
 def resume_command(folder: Path) -> str:
