@@ -57,11 +57,11 @@ def close_egress(message: Message, context: Context, call_next: Handler) -> Mess
     """Lets only what is on the closed list leave.
 
     Raises:
-      EgressError: the reply holds another record, a metric, or another key.
+      EgressError: the reply holds another record, a metric, another key, or an error's text that is not ours.
     """
     reply = call_next(message, context)
     if reply.has_error():
-        return reply
+        raise EgressError("The app answered with an error of its own making; its text was not sent.")
     arrays, keys = EGRESS.get(message.metadata.message_type.removesuffix(".default"), (frozenset(), frozenset()))
     content = reply.content
     sent = {key for record in content.config_records.values() for key in record}
@@ -97,7 +97,7 @@ def _keep_locally(context: Context, incident: str, error: Exception) -> None:
         if log_file is None:
             logging.getLogger("clients").error("%s", text)
             return
-        with Path(log_file).open("a") as log:
+        with Path(log_file).open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(text + "\n")
-    except (OSError, ConfigError):
+    except Exception:
         logging.getLogger("clients").error("%s", text)

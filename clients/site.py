@@ -59,7 +59,7 @@ class Site:
     """
 
     hospital: Name
-    sources: tuple[RecordSource, ...]
+    sources: Annotated[tuple[RecordSource, ...], Field(min_length=1)]
     unit: PrivacyUnit
     declared_population: Count
     max_epsilon: Positive | None = None
@@ -100,7 +100,7 @@ def read_site(path: Path) -> Site:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"The site file {path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(f"The site file {path} is not YAML.") from None
     if not isinstance(values, dict):
         raise ConfigError(

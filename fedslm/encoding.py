@@ -18,13 +18,13 @@ def canonical_bytes(value: Any) -> bytes:
     """Encodes nested dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-      ConfigError: a NaN, an infinity, or a type JSON does not have.
+      ConfigError: a NaN, an infinity, a lone surrogate, or a type JSON does not have.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"A value cannot be written canonically: {error}.") from None
-    return text.encode()
 
 
 def parse_canonical(data: bytes) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def parse_canonical(data: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(data.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError("The document is not UTF-8 JSON; it was damaged or is of another kind.") from None
     if not isinstance(value, dict) or canonical_bytes(value) != data:
         raise ConfigError("The document is not in canonical form; it was edited or written by something else.")

@@ -115,7 +115,8 @@ def epsilon_curve(plan: Plan) -> EpsilonCurve | None:
 
 def _finite(aggregated: ArrayRecord | None, number: int) -> dict[str, np.ndarray[Any, Any]]:
     # Flower's adaptive strategies hand back float64 (a NumPy scalar in their learning rate); the adapter is float32.
-    arrays = {name: array.numpy().astype(np.float32) for name, array in (aggregated or ArrayRecord()).items()}
+    with np.errstate(over="ignore"):  # said below, in words
+        arrays = {name: array.numpy().astype(np.float32) for name, array in (aggregated or ArrayRecord()).items()}
     if not arrays or not all(np.isfinite(array).all() for array in arrays.values()):
         raise RunError(
             f"The global adapter is not finite after round {number}; lower strategy.eta or training.learning_rate. "

@@ -52,7 +52,9 @@ def read_hospital(source: Path, hospital: str) -> Iterator[dict[str, object]]:
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; --source is the folder of the published files.") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; --source is the folder of the published files."
+        ) from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _row(_values(line, path, number), hospital, number)
@@ -82,7 +84,9 @@ def _values(line: str, path: Path, number: int) -> list[float | None]:
     except ValueError:
         values = []
     if len(values) != COLUMNS or values[-1] is None:
-        raise DataError(f"{path} line {number} does not have {COLUMNS} numbers ending in a diagnosis; is it the published file?")
+        raise DataError(
+            f"{path} line {number} does not have {COLUMNS} numbers ending in a diagnosis; is it the original?"
+        )
     return values
 
 

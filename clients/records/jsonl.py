@@ -27,7 +27,7 @@ def read_jsonl(source: RecordSource) -> tuple[tuple[Example, ...], tuple[Example
     examples = [
         _example(row, columns, path, line)
         for line, row in read_rows(path)
-        if source.hospital is None or str(_cell(row, columns.hospital, path, line)) == source.hospital
+        if source.hospital is None or _text(row, columns.hospital, path, line) == source.hospital
     ]
     return split_held_out(examples, fraction=source.held_out_fraction, salt=f"held-out {source.hospital}")
 
@@ -35,7 +35,7 @@ def read_jsonl(source: RecordSource) -> tuple[tuple[Example, ...], tuple[Example
 def hospitals_in(source: RecordSource) -> list[str]:
     """The distinct values of the hospital column, sorted."""
     path, columns = _location(source)
-    return sorted({str(_cell(row, columns.hospital, path, line)) for line, row in read_rows(path)})
+    return sorted({_text(row, columns.hospital, path, line) for line, row in read_rows(path)})
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -55,10 +55,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _parse(raw: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode())
+        row = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise DataError(f"{path} line {line} is not UTF-8; convert the file first.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path} line {line} is not JSON; every line must be one JSON object.") from None
     if not isinstance(row, dict):
         raise DataError(f"{path} line {line} is not a JSON object; every line must be one.")
@@ -77,18 +77,42 @@ def _cell(row: dict[str, Any], column: str | None, path: Path, line: int) -> Any
     return row[column]
 
 
+def _text(row: dict[str, Any], column: str | None, path: Path, line: int) -> str:
+    """A cell that must hold text, or a number to be read as text."""
+    value = _cell(row, column, path, line)
+    if value is None:
+        raise DataError(f"{path} line {line}: column '{column}' is empty (null); every row needs a value.")
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{path} line {line}: column '{column}' is not text; check the column map.")
+    return _valid(str(value), column, path, line)
+
+
+def _valid(text: str, column: str | None, path: Path, line: int) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer can read
+        raise DataError(
+            f"{path} line {line}: column '{column}' is not valid Unicode; write the file anew as UTF-8."
+        ) from None
+    return text
+
+
 def _example(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> Example:
     choices = _choices(row, columns, path, line)
-    completion = _cell(row, columns.completion, path, line)
+    completion = row.get(columns.completion)
     if choices and isinstance(completion, int) and not isinstance(completion, bool):
         completion = _by_index(choices, completion, path, line)
+    else:
+        completion = _text(row, columns.completion, path, line)
+    prompt = _text(row, columns.prompt, path, line)
     patient = row.get(columns.patient_id) if columns.patient_id else None
+    identity = "" if patient is None else _valid(str(patient).strip(), columns.patient_id, path, line)
     try:
         return Example(
-            prompt=str(_cell(row, columns.prompt, path, line)),
-            completion=_spaced(str(completion)),
+            prompt=prompt,
+            completion=_spaced(completion),
             choices=tuple(_spaced(choice) for choice in choices),
-            patient_id=None if patient is None else str(patient),
+            patient_id=identity or None,  # a blank cell is nobody
         )
     except DataError as error:
         raise DataError(f"{path} line {line}: {error}") from None
@@ -100,7 +124,9 @@ def _choices(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> 
     value = _cell(row, columns.choices, path, line)
     if not isinstance(value, list) or len(value) < 2:
         raise DataError(f"{path} line {line}: column '{columns.choices}' must be a list of at least two options.")
-    return tuple(str(option) for option in value)
+    if not all(isinstance(option, str | int | float) for option in value):
+        raise DataError(f"{path} line {line}: an option in column '{columns.choices}' is not text; correct the row.")
+    return tuple(_valid(str(option), columns.choices, path, line) for option in value)
 
 
 def _by_index(choices: tuple[str, ...], index: int, path: Path, line: int) -> str:

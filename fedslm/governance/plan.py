@@ -58,7 +58,7 @@ class PlannedAdapter:
     method: Literal["ffa", "full"]
     rank: Count
     alpha: Positive
-    targets: tuple[str, ...]
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
     initial_sha256: Sha256
     frozen_sha256: Sha256
     trained_parameters: Count
@@ -147,7 +147,10 @@ class Plan:
             raise ConfigError(
                 f"The plan has version {values.get('version')!r}; this release reads version {PLAN_VERSION}."
             )
-        return build(cls, values, where="plan: ")
+        plan = build(cls, values, where="plan: ")
+        if plan.to_bytes() != data:  # "1.0" or 1 for 1.0, a default left out: one plan has one hash
+            raise ConfigError("The plan is not in canonical form; it was edited or written by something else.")
+        return plan
 
     @property
     def sha256(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedslm.config.schema import ModelConfig
@@ -41,7 +42,13 @@ def load_base(config: ModelConfig) -> BaseModel:
       ModelError: it is not there, has no safetensors weights, or needs code of its own.
     """
     tokenizer = load_tokenizer(config)
-    model = _guarded(AutoModelForCausalLM, config, use_safetensors=True, dtype=DTYPES[config.dtype])
+    settings = {"use_safetensors": True, "dtype": DTYPES[config.dtype], "output_loading_info": True}
+    model, loaded = _guarded(AutoModelForCausalLM, config, **settings)
+    if loaded["missing_keys"]:  # transformers would fill them at random, differently at every hospital
+        raise ModelError(
+            f"model.source={config.source} lacks {len(loaded['missing_keys'])} of the model's weights, "
+            f"such as {min(loaded['missing_keys'])}; copy the folder again."
+        )
     # Before any adapter is attached: PEFT puts an adapter where its layer is, and one left behind would never learn.
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.requires_grad_(False)
@@ -82,6 +89,6 @@ def _guarded(loader: Any, config: ModelConfig, **settings: Any) -> Any:
     source = resolve(config)
     try:
         return loader.from_pretrained(source, revision=config.revision or "main", trust_remote_code=False, **settings)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"model.source={config.source} cannot be loaded: {first_line.rstrip('.')}.") from None

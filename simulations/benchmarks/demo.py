@@ -77,7 +77,8 @@ def outside_gradients(seed: int, rounds: int = 8) -> dict[str, float]:
         "    return wrapper\n"
         "train.private_gradient = timed(train.private_gradient)\n"
         "import fedslm\n"
-        f"result = fedslm.simulate(['seed={seed}', 'rounds={rounds}', 'evaluation.every_rounds=0', 'run_folder=' + sys.argv[1]])\n"
+        f"overrides = ['seed={seed}', 'rounds={rounds}', 'evaluation.every_rounds=0', 'run_folder=' + sys.argv[1]]\n"
+        "result = fedslm.simulate(overrides)\n"
         "total = sum(e.fields['seconds'] for e in result.events if e.kind == 'round_finished')\n"
         "print(json.dumps({'rounds_s': total, 'gradients_s': spent[0], 'outside_share': 1 - spent[0] / total}))\n"
     )

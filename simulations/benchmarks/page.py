@@ -88,8 +88,8 @@ def _heart(result: Found) -> list[str]:
     return [*lines, _HEART_NOTE]
 
 
-_HEART_NOTE = """The data were collected by Andras Janosi, M.D. (Hungarian Institute of Cardiology, Budapest), William Steinbrunn, M.D.
-(University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel) and Robert Detrano, M.D., Ph.D.
+_HEART_NOTE = """The data were collected by Andras Janosi, M.D. (Hungarian Institute of Cardiology, Budapest), William
+Steinbrunn, M.D. (University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel) and Robert Detrano, M.D., Ph.D.
 (V.A. Medical Center, Long Beach, and Cleveland Clinic Foundation)."""
 
 

@@ -1,0 +1,49 @@
+"""A plan made by hand, for tests that need one and no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fedslm.config.schema import FedAdamConfig, ModelConfig
+from fedslm.governance.plan import Plan, PlannedAdapter, PlannedHospital, PlannedPrivacy, PlannedTraining
+
+
+def toy_plan(**changes: Any) -> Plan:
+    """A plan for three hospitals; `changes` replace fields, a dict changes fields of a part: `privacy={"mode": ...}`."""
+    plan = Plan(
+        version=1,
+        nonce="0" * 32,
+        model=ModelConfig(name="toy", source="/models/toy", max_length_tokens=32),
+        adapter=PlannedAdapter(
+            method="ffa",
+            rank=4,
+            alpha=16.0,
+            targets=("q_proj",),
+            initial_sha256="a" * 64,
+            frozen_sha256="b" * 64,
+            trained_parameters=100,
+        ),
+        privacy=PlannedPrivacy(
+            mode="local",
+            epsilon=8.0,
+            delta=1e-5,
+            unit="patient",
+            clip_norm=1.0,
+            noise_multiplier=1.5,
+            sample_rate=0.25,
+            max_records_per_unit=1,
+            max_sessions=3,
+        ),
+        training=PlannedTraining(rounds=3, local_steps=1, learning_rate=1.0, optimizer="sgd", proximal_mu=0.0),
+        strategy=FedAdamConfig(name="fedadam", eta=0.02, beta_1=0.9, beta_2=0.99, tau=1e-6),
+        hospitals=tuple(PlannedHospital(name=f"hospital-{n}", declared_population=40, weight=1.0) for n in range(3)),
+        min_cohort=2,
+        masked=False,
+        deadline_s=60.0,
+    )
+    parts = {
+        name: dataclasses.replace(getattr(plan, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(plan, **parts)

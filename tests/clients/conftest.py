@@ -1,0 +1,74 @@
+"""Three hospitals of toy rows and a plan for them, made once, and everything a hospital needs to train a round."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import Context, Message, RecordDict
+
+from clients.site import SITE_FILE_KEY, Site
+from fedslm.config.compose import compose
+from fedslm.flower.compat import become_task
+from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, TrainRequest, plan_config, to_array_record
+from fedslm.governance.plan import Plan
+from server.planning import Draft, draft_plan
+from simulations.consortium import gather
+from tests.conftest import without_privacy
+from tests.toys import toy_overrides
+
+
+@dataclasses.dataclass(frozen=True)
+class Ward:
+    """A drafted plan without privacy, and its hospitals' sites."""
+
+    draft: Draft
+    sites: tuple[Site, ...]
+
+    @property
+    def plan(self) -> Plan:
+        return self.draft.plan
+
+    def request(self, *, number: int = 1, plan: Plan | None = None) -> TrainRequest:
+        initial = self.draft.initial
+        trained = {name: array for name, array in initial.items() if "lora_B" in name}
+        frozen = {name: array for name, array in initial.items() if "lora_A" in name}
+        return TrainRequest(plan=plan or self.plan, round=number, trained=trained, frozen=frozen)
+
+    def shifted(self, *, plan: Plan | None = None, by: float = 0.02) -> TrainRequest:
+        """A request for round 2, whose adapter is no longer the initial one."""
+        first = self.request(number=2, plan=plan)
+        rng = np.random.default_rng(0)
+        moved = {name: rng.normal(0, by, array.shape).astype(np.float32) for name, array in first.trained.items()}
+        return dataclasses.replace(first, trained=moved)
+
+
+@pytest.fixture(scope="session")
+def ward(toys: Path) -> Ward:
+    config = compose([*without_privacy(toy_overrides(toys)), "privacy.sample_rate=1", "privacy.max_records_per_unit=2"])
+    consortium = gather(config)
+    return Ward(draft=draft_plan(config, consortium.population, seed=1), sites=consortium.sites)
+
+
+def node(folder: Path, site: Site) -> Context:
+    """A node's context whose site file holds `site`."""
+    path = folder / "site.yaml"
+    values = dataclasses.asdict(site)
+    path.write_text(yaml.safe_dump({**values, "sources": [dict(source) for source in values["sources"]]}))
+    config: dict[str, Any] = {SITE_FILE_KEY: str(path)}
+    return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+
+
+def train_message(request: TrainRequest, *, message_type: str = "train") -> Message:
+    """What the server sends for a request."""
+    become_task()
+    config = plan_config(request.plan)
+    config["server-round"] = request.round
+    content = RecordDict(
+        {ARRAYS: to_array_record(request.trained), FROZEN: to_array_record(request.frozen), CONFIG: config}
+    )
+    return Message(content, 1, message_type)

@@ -1,0 +1,210 @@
+"""The update is what the plan's steps say, from the plan's adapter, and from nobody else's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clients.records import read_records
+from clients.site import Site
+from clients.train import Units, Workbench, draw, open_stream, train_round
+from fedslm.crypto.prg import SecureStream
+from fedslm.data.example import Example
+from fedslm.errors import DataError, ModelError
+from fedslm.flower.records import TrainRequest
+from fedslm.governance.plan import Plan
+from tests.clients.conftest import Ward
+
+
+def changed(plan: Plan, part: str, **values: Any) -> Plan:
+    return dataclasses.replace(plan, **{part: dataclasses.replace(getattr(plan, part), **values)})
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    return Workbench()
+
+
+def gradient_by_hand(ward: Ward, site: Site, request: TrainRequest) -> dict[str, np.ndarray[Any, Any]]:
+    """The gradient of the mean over examples of the mean loss per answer token, one example at a time, through PEFT."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    planned, source = request.plan.adapter, request.plan.model.source
+    shape = LoraConfig(r=planned.rank, lora_alpha=planned.alpha, target_modules=list(planned.targets))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source), shape).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    for name, parameter in model.named_parameters():
+        given = {**request.trained, **request.frozen}.get(name.replace(".default.", "."))
+        if given is not None:
+            parameter.data = torch.from_numpy(given.copy())
+        parameter.requires_grad_("lora_B" in name)
+    examples = read_records(site).train
+    for example in examples:
+        prompt, answer = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (example.prompt, example.completion)
+        )
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        (torch.nn.functional.cross_entropy(logits, torch.tensor(answer)) / len(examples)).backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name.replace(".default.", "."): parameter.grad.numpy() for name, parameter in trained.items()}
+
+
+@pytest.mark.parametrize("physical_batch_size", [3, 1000])
+def test_one_step_without_privacy_is_plain_gradient_descent(
+    ward: Ward, bench: Workbench, physical_batch_size: int
+) -> None:
+    site = dataclasses.replace(ward.sites[0], physical_batch_size=physical_batch_size)
+    request = ward.shifted(plan=changed(ward.plan, "training", learning_rate=0.5))
+    update, expected = train_round(request, site, bench), gradient_by_hand(ward, site, request)
+    assert set(update) == set(expected) == set(request.trained)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(update[name], -0.5 * gradient, rtol=1e-3, atol=2e-7)
+        assert update[name].dtype == np.float32
+    assert max(np.abs(gradient).max() for gradient in expected.values()) > 1e-4
+
+
+def test_the_pull_of_fedprox_is_towards_the_global_adapter(ward: Ward, bench: Workbench) -> None:
+    def update(steps: int, mu: float) -> dict[str, np.ndarray[Any, Any]]:
+        plan = changed(ward.plan, "training", local_steps=steps, proximal_mu=mu, learning_rate=0.5)
+        return train_round(ward.shifted(plan=plan), ward.sites[0], bench)
+
+    one, two, pulled = update(1, 0.0), update(2, 0.0), update(2, 0.3)
+    for name in one:
+        np.testing.assert_array_equal(update(1, 0.3)[name], one[name])  # at the start there is nothing to pull back
+        # The second step is -0.5 * (gradient + 0.3 * (where one step led)), and the gradients are equal.
+        np.testing.assert_allclose(pulled[name], two[name] - 0.5 * 0.3 * one[name], rtol=1e-3, atol=2e-7)
+    assert any(not np.array_equal(pulled[name], two[name]) for name in two)
+
+
+def test_hospitals_on_one_workbench_do_not_influence_each_other(ward: Ward) -> None:
+    private = dataclasses.replace(
+        changed(ward.plan, "privacy", mode="local", epsilon=5.0, noise_multiplier=1.0, sample_rate=0.5)
+    )
+    for plan in (ward.plan, private):
+        request = ward.shifted(plan=plan)
+        shared = Workbench()
+        forth = [train_round(request, site, shared) for site in ward.sites]
+        back = [train_round(request, site, shared) for site in reversed(ward.sites)][::-1]
+        alone = [train_round(request, site, Workbench()) for site in ward.sites]
+        for name in request.trained:
+            for other in (back, alone):
+                for first, second in zip(forth, other, strict=True):
+                    np.testing.assert_array_equal(first[name], second[name])
+            assert not np.array_equal(forth[0][name], forth[1][name])
+
+
+def test_the_request_is_left_as_it_came(ward: Ward, bench: Workbench) -> None:
+    request = ward.shifted()
+    copies = {name: array.copy() for name, array in request.trained.items()}
+    train_round(request, ward.sites[0], bench)
+    for name, array in copies.items():
+        np.testing.assert_array_equal(request.trained[name], array)
+
+
+def bent(arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    name = sorted(arrays)[0]
+    return {**arrays, name: arrays[name] + np.float32(1e-3)}
+
+
+def test_only_the_plans_adapter_is_trained(ward: Ward, bench: Workbench) -> None:
+    first, later = ward.request(), ward.shifted()
+    train_round(first, ward.sites[0], bench)
+    refused = [
+        ("frozen half", dataclasses.replace(first, frozen=bent(first.frozen))),
+        ("frozen half", dataclasses.replace(later, frozen=bent(later.frozen))),
+        ("frozen half", dataclasses.replace(later, frozen={})),
+        ("initial adapter", dataclasses.replace(first, trained=bent(first.trained))),
+        ("arrays are not those", dataclasses.replace(later, trained=dict(list(later.trained.items())[1:]))),
+        ("arrays are not those", dataclasses.replace(later, trained={**later.trained, "x": np.zeros(1, np.float32)})),
+        ("shape", dataclasses.replace(later, trained={name: array[:1] for name, array in later.trained.items()})),
+    ]
+    for message, request in refused:
+        with pytest.raises(ModelError, match=message):
+            train_round(request, ward.sites[0], bench)
+
+
+def test_a_deployed_hospital_draws_from_the_operating_system(
+    ward: Ward, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed = dataclasses.replace(ward.sites[0], simulation_seed=None)
+    plan = changed(ward.plan, "privacy", mode="local", epsilon=5.0, noise_multiplier=1.0)
+
+    def update() -> dict[str, np.ndarray[Any, Any]]:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        return train_round(ward.shifted(plan=plan), deployed, bench)
+
+    first, second = update(), update()
+    assert all(not np.array_equal(first[name], second[name]) for name in first)
+    asked: list[int] = []
+    monkeypatch.setattr("os.urandom", lambda count: asked.append(count) or bytes(count))
+    open_stream(deployed, plan, 1, 0)
+    assert asked == [32]
+
+
+def test_a_simulations_stream_is_used_once(ward: Ward) -> None:
+    site, plan = ward.sites[0], ward.plan
+    other_plan = dataclasses.replace(plan, nonce="f" * 32)
+    opened = [
+        open_stream(site, plan, 1, 0),
+        open_stream(site, plan, 2, 0),
+        open_stream(site, plan, 1, 1),
+        open_stream(ward.sites[1], plan, 1, 0),
+        open_stream(site, other_plan, 1, 0),
+        open_stream(dataclasses.replace(site, simulation_seed=2), plan, 1, 0),
+    ]
+    assert len({int(stream.uint64(1)[0]) for stream in opened}) == len(opened)
+    again = open_stream(site, plan, 1, 0).uint64(4)
+    np.testing.assert_array_equal(open_stream(site, plan, 1, 0).uint64(4), again)
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    pad_token_id = 0
+    eos_token_id = None
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in one] for one in text]}
+
+
+def toy_units(patients: int, records: int) -> Units:
+    examples = (Example(prompt="ab", completion="c"),) * (patients * records)
+    return Units(examples=examples, records_of=list(np.arange(patients * records).reshape(patients, records)))
+
+
+def test_patients_are_drawn_independently_at_the_plans_rate(ward: Ward) -> None:
+    plan = changed(ward.plan, "privacy", sample_rate=0.25, max_records_per_unit=1)
+    stream, units = SecureStream(bytes(32)), toy_units(400, 1)
+    sizes = np.array([len(draw(units, plan, stream, Letters())) for _ in range(400)])
+    # Binomial(400, 1/4): mean 100, variance 75. A batch of fixed size would have variance 0; 5 standard errors each.
+    assert abs(sizes.mean() - 100) < 5 * np.sqrt(75 / 400)
+    assert 75 * (1 - 5 * np.sqrt(2 / 400)) < sizes.var() < 75 * (1 + 5 * np.sqrt(2 / 400))
+
+
+def test_a_patient_gives_at_most_the_plans_number_of_records(ward: Ward) -> None:
+    for cap in (1, 2, 5):
+        plan = changed(ward.plan, "privacy", sample_rate=1.0, max_records_per_unit=cap)
+        owners = draw(toy_units(30, 3), plan, SecureStream(bytes(32)), Letters()).unit_ids
+        assert torch.bincount(owners).tolist() == [min(cap, 3)] * 30
+
+
+def test_an_empty_draw_is_a_batch(ward: Ward) -> None:
+    plan = changed(ward.plan, "privacy", sample_rate=1e-9)
+    assert len(draw(toy_units(3, 1), plan, SecureStream(bytes(32)), Letters())) == 0
+
+
+def test_the_patient_as_unit_needs_ids_at_the_hospital_too(ward: Ward, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the patient has fever", "completion": "lungs", "options": ["lungs", "skin"]}\n')
+    source = dataclasses.replace(ward.sites[0].sources[0], path=str(rows), hospital=None, held_out_fraction=0.0)
+    site = dataclasses.replace(ward.sites[0], sources=(source,))
+    with pytest.raises(DataError, match="1 training rows have no patient id"):
+        train_round(ward.request(), site, Workbench())
+    assert train_round(ward.request(), dataclasses.replace(site, unit="record"), Workbench())

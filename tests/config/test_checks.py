@@ -1,0 +1,78 @@
+"""Settings that contradict each other are refused before anything starts, naming both values."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedslm.config.checks import check_delta, check_hospitals, check_patients, floor_delta
+from fedslm.config.compose import compose
+from fedslm.errors import ConfigError, DataError, PrivacyError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "second"),
+    [
+        ("model.max_length_tokens=512", "model.max_length_tokens=512", "256 tokens"),
+        ("model.source=some/model", "model.source=some/model", "model.revision=null"),
+        ("data.path=rows.jsonl", "data.path=rows.jsonl", "data=embedded"),
+        ("data=jsonl", "data=jsonl", "data.path"),
+        ("data=jsonl data.path=x data.columns=null", "data=jsonl", "data.columns.hospital"),
+        ("data=jsonl data.path=x data.columns.hospital=null", "data=jsonl", "data.columns.hospital"),
+        ("data=jsonl data.path=x data.columns.patient_id=null", "privacy.unit=patient", "data.columns.patient_id"),
+        (
+            "privacy.unit=record privacy.max_records_per_unit=2",
+            "privacy.unit=record",
+            "privacy.max_records_per_unit=2",
+        ),
+        ("privacy.epsilon=null", "privacy=local", "privacy.epsilon is null"),
+        ("privacy=none privacy.epsilon=3", "privacy=none", "privacy.epsilon=3"),
+    ],
+)
+def test_a_contradiction_names_both_values(overrides: str, first: str, second: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(overrides.split())
+    assert first in str(refused.value)
+    assert second in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "model.max_length_tokens=256",
+        "model.source=some/model model.revision=abc",
+        "model.source=./folder",
+        "data=jsonl data.path=x data.columns.patient_id=null privacy.unit=record",
+        "privacy.unit=record",
+    ],
+)
+def test_what_does_not_contradict_is_accepted(overrides: str) -> None:
+    assert compose(overrides.split()).rounds == 30
+
+
+@pytest.mark.parametrize(
+    ("names", "min_cohort", "named"), [(("a",), 1, "in the data is 1"), (("a", "b"), 3, "min_cohort=3")]
+)
+def test_too_few_hospitals_are_refused(names: tuple[str, ...], min_cohort: int, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_hospitals(names, min_cohort=min_cohort)
+    check_hospitals(("a", "b", "c"), min_cohort=3)
+
+
+def test_delta_may_be_at_most_one_in_a_hundred_populations() -> None:
+    check_delta(1 / 4000, population=40, hospital="h")
+    with pytest.raises(PrivacyError, match=r"privacy\.delta=0\.00026 .* 40 patients.*privacy\.delta=0\.0001 or lower"):
+        check_delta(0.00026, population=40, hospital="h")
+
+
+@pytest.mark.parametrize(("largest", "floor"), [(2.5e-4, 1e-4), (1e-6, 1e-6), (9.99e-7, 1e-7)])
+def test_the_proposed_delta_is_a_power_of_ten_below_the_bound(largest: float, floor: float) -> None:
+    assert floor_delta(largest) == pytest.approx(floor)
+    assert floor_delta(largest) <= largest * (1 + 1e-12)
+
+
+def test_the_patient_as_unit_needs_patient_ids() -> None:
+    check_patients(3, unit="record", hospital="h")
+    check_patients(0, unit="patient", hospital="h")
+    with pytest.raises(DataError, match=r"3 rows of h .*privacy\.unit=patient"):
+        check_patients(3, unit="patient", hospital="h")

@@ -1,0 +1,159 @@
+"""A plan has one encoding and one hash; whatever is not exactly a plan of this version is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from fedslm.config.schema import FedAvgConfig, FedProxConfig
+from fedslm.encoding import canonical_bytes
+from fedslm.errors import ConfigError
+from fedslm.governance.plan import Plan, PlannedHospital, proximal_mu
+from tests.builders import toy_plan
+
+PLAN = toy_plan()
+TWICE = (PLAN.hospitals[0], PLAN.hospitals[0])
+
+
+def edited(path: str, value: Any) -> bytes:
+    """The plan's document with one value set ("privacy.delta"), or taken out (value `...`), canonically written."""
+    document = json.loads(PLAN.to_bytes())
+    *parents, last = path.split(".")
+    part = document
+    for parent in parents:
+        part = part[int(parent) if parent.isdigit() else parent]
+    if value is ...:
+        del part[last]
+    else:
+        part[last] = value
+    return canonical_bytes(document)
+
+
+def test_a_plan_reads_back_and_hashes_alike() -> None:
+    assert Plan.from_bytes(PLAN.to_bytes()) == PLAN
+    assert Plan.from_bytes(PLAN.to_bytes()).sha256 == PLAN.sha256 == toy_plan().sha256
+    assert PLAN.run_id == PLAN.sha256[:12]
+
+
+def test_the_encoding_is_pinned() -> None:
+    # A change here makes every approved plan and every run folder unreadable: it needs another PLAN_VERSION.
+    assert PLAN.sha256 == "2903e372bc58ce730e8af8bc2752228e127fb40bf6a6499171771968ad1b032d"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nonce": "1" * 32},
+        {"model": {"max_length_tokens": 33}},
+        {"adapter": {"rank": 5}},
+        {"adapter": {"frozen_sha256": "c" * 64}},
+        {"privacy": {"noise_multiplier": 1.5000000000000002}},
+        {"privacy": {"unit": "record"}},
+        {"training": {"local_steps": 2}},
+        {"strategy": FedAvgConfig(name="fedavg")},
+        {"hospitals": PLAN.hospitals[::-1]},
+        {"min_cohort": 3},
+        {"deadline_s": 61.0},
+    ],
+    ids=str,
+)
+def test_one_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
+    changed = toy_plan(**changes)
+    assert changed.sha256 != PLAN.sha256
+    assert Plan.from_bytes(changed.to_bytes()) == changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("surprise", 1, "surprise"),
+        ("privacy.surprise", 1, "surprise"),
+        ("strategy.surprise", 1, "surprise"),
+        ("deadline_s", ..., "deadline_s"),
+        ("privacy.delta", ..., "delta"),
+        ("hospitals.0.weight", ..., "weight"),
+        ("model.revision", ..., "edited"),
+        ("version", ..., "version None"),
+        ("version", 2, "version 2"),
+        ("version", "1", "version"),
+        ("version", True, "version|edited"),
+        ("masked", True, "masked"),
+        ("nonce", "short", "nonce"),
+        ("adapter.frozen_sha256", "A" * 64, "frozen_sha256"),
+        ("adapter.targets", [], "targets"),
+        ("privacy.delta", 1, "delta"),
+        ("privacy.epsilon", -1.0, "epsilon"),
+        ("privacy.epsilon", None, "epsilon"),
+        ("privacy.noise_multiplier", 0.0, "noise_multiplier"),
+        ("privacy.noise_multiplier", -1.0, "noise_multiplier"),
+        ("privacy.sample_rate", 1.5, "sample_rate"),
+        ("training.rounds", 0, "rounds"),
+        ("training.rounds", "3", "rounds"),
+        ("training.rounds", 3.0, "rounds|canonical"),
+        ("training.rounds", True, "rounds"),
+        ("training.learning_rate", 1, "canonical"),
+        ("training.learning_rate", "1.0", "canonical"),
+        ("hospitals.0.weight", 1.5, "weight"),
+        ("hospitals.0.weight", 0.0, "weight"),
+        ("hospitals.0.name", "../etc", "name"),
+        ("hospitals.0.name", "hospital-1", "twice"),
+        ("hospitals", [], "min_cohort=2"),
+        ("min_cohort", 4, "min_cohort=4"),
+        ("min_cohort", 0, "min_cohort"),
+    ],
+)
+def test_a_document_that_is_not_exactly_a_plan_is_refused(path: str, value: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Plan.from_bytes(edited(path, value))
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda data: data.replace(b",", b", ", 1),
+        lambda data: json.dumps(dict(reversed(json.loads(data).items())), separators=(",", ":")).encode(),
+        lambda data: data[:-1] + b',"version":1}',
+        lambda data: data.replace(b'"deadline_s":60.0', b'"deadline_s":NaN'),
+        lambda data: data.replace(b'"deadline_s":60.0', b'"deadline_s":6e1'),
+        lambda data: data[:-1],
+        lambda data: data + b"\n",
+        lambda data: b"",
+    ],
+    ids=["space", "key order", "duplicate key", "NaN", "exponent", "cut short", "newline", "empty"],
+)
+def test_another_spelling_is_refused(spell: Any) -> None:
+    assert spell(PLAN.to_bytes()) != PLAN.to_bytes()
+    with pytest.raises(ConfigError):
+        Plan.from_bytes(spell(PLAN.to_bytes()))
+
+
+def test_privacy_without_noise_or_bound_cannot_be_planned() -> None:
+    with pytest.raises(ConfigError, match="noise_multiplier above 0"):
+        toy_plan(privacy={"noise_multiplier": 0.0})
+    with pytest.raises(ConfigError, match="an epsilon"):
+        toy_plan(privacy={"epsilon": None})
+    assert toy_plan(privacy={"mode": "none", "noise_multiplier": 0.0, "epsilon": None}).privacy.mode == "none"
+
+
+def test_two_hospitals_of_one_name_cannot_be_planned() -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        toy_plan(hospitals=TWICE)
+
+
+def test_a_hospital_is_found_by_its_name_only() -> None:
+    assert PLAN.hospital("hospital-1") == PlannedHospital(name="hospital-1", declared_population=40, weight=1.0)
+    with pytest.raises(ConfigError, match=r"'elsewhere'.*hospital-0, hospital-1, hospital-2"):
+        PLAN.hospital("elsewhere")
+
+
+def test_a_plan_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAN.min_cohort = 1  # type: ignore[misc]
+
+
+def test_only_fedprox_pulls() -> None:
+    assert proximal_mu(FedProxConfig(name="fedprox", proximal_mu=0.3)) == 0.3
+    assert proximal_mu(FedAvgConfig(name="fedavg")) == 0.0
