@@ -6,8 +6,11 @@ anyone to see, nothing is counted, and nothing of the draw is logged.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,12 +27,14 @@ from fedslm.errors import DataError, ModelError
 from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan, PlannedAdapter
 from fedslm.models.adapters import Adapter, peft_name
-from fedslm.models.loading import BaseModel, load_base
+from fedslm.models.loading import load_base
 from fedslm.privacy.gradients import IGNORED, Batch, PerUnitGradients, mean_gradient, private_gradient
 from fedslm.privacy.planned import planned_mechanism
 from fedslm.privacy.sampling import choose_records, poisson_sample
 
 Update = dict[str, np.ndarray[Any, Any]]
+Shape = tuple[ModelConfig, AdapterConfig]
+Tool = tuple[Any, Adapter]
 Step = Callable[[Batch, SecureStream], dict[str, torch.Tensor]]
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -48,27 +53,50 @@ class Units:
 
 
 class Workbench:
-    """What a client process keeps between messages: one frozen base with its adapter, and records by site.
+    """What a client process keeps between messages: one frozen base, adapters on it, and records by site.
 
     In a deployment a process lives for one message; in a simulation all hospitals share one workbench, so one base.
+    Safe to use from several threads: whoever trains or scores borrows an adapter for himself.
     """
 
     def __init__(self) -> None:
         """Starts empty; everything is loaded when first asked for."""
-        self._models: dict[tuple[ModelConfig, AdapterConfig], tuple[BaseModel, Adapter]] = {}
+        self._first: dict[Shape, Tool] = {}
+        self._free: dict[Shape, list[Tool]] = {}
         self._units: dict[Site, Units] = {}
+        self._lock = threading.Lock()
 
-    def adapter(self, model: ModelConfig, planned: PlannedAdapter) -> tuple[BaseModel, Adapter]:
-        """The base model with the planned adapter attached; loaded once.
+    @contextmanager
+    def adapter(self, model: ModelConfig, planned: PlannedAdapter) -> Iterator[Tool]:
+        """Lends the tokenizer and the base model with the planned adapter attached; the base is loaded once.
+
+        Every borrower has an adapter to himself; all share the frozen weights.
 
         Raises:
           ModelError: the base cannot be loaded or has no such modules.
         """
-        shape = AdapterConfig(method=planned.method, rank=planned.rank, alpha=planned.alpha, targets=planned.targets)
-        if (model, shape) not in self._models:
-            base = load_base(model)
-            self._models[model, shape] = (base, Adapter(base, shape))
-        return self._models[model, shape]
+        shape = (
+            model,
+            AdapterConfig(method=planned.method, rank=planned.rank, alpha=planned.alpha, targets=planned.targets),
+        )
+        tool = self._borrow(shape)
+        try:
+            yield tool
+        finally:
+            with self._lock:
+                self._free[shape].append(tool)
+
+    def _borrow(self, shape: Shape) -> Tool:
+        with self._lock:
+            if shape not in self._first:
+                base = load_base(shape[0])
+                self._first[shape], self._free[shape] = (base.tokenizer, Adapter(base, shape[1])), []
+            if self._free[shape]:
+                return self._free[shape].pop()
+            # The first is never lent, so that no hook of a running step is on it when it is copied. A tokenizer is not
+            # safe to share between threads.
+            tokenizer, adapter = self._first[shape]
+            return copy.deepcopy(tokenizer), adapter.twin()
 
     def units(self, site: Site) -> Units:
         """A site's training records, grouped by patient; read once.
@@ -76,9 +104,13 @@ class Workbench:
         Raises:
           DataError: they cannot be read, or have no patient ids where the unit is the patient.
         """
-        if site not in self._units:
-            self._units[site] = _read_units(site)
-        return self._units[site]
+        with self._lock:
+            found = self._units.get(site)
+        if found is None:
+            found = _read_units(site)
+            with self._lock:
+                self._units[site] = found
+        return found
 
 
 def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
@@ -92,10 +124,10 @@ def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
     if site.threads:
         torch.set_num_threads(site.threads)
     plan = request.plan
-    base, adapter = bench.adapter(plan.model, plan.adapter)
-    _load(adapter, request)
-    _take_steps(adapter, bench.units(site), request, site, base.tokenizer)
-    after = adapter.arrays(trained=True)
+    with bench.adapter(plan.model, plan.adapter) as (tokenizer, adapter):
+        _load(adapter, request)
+        _take_steps(adapter, bench.units(site), request, site, tokenizer)
+        after = adapter.arrays(trained=True)
     update = {name: after[name] - request.trained[name] for name in after}
     _must_have_moved(update, plan)
     return update

@@ -167,13 +167,12 @@ class ClearGrid(Grid):
         waiting = self._push(messages)
         for node_id in {message.metadata.dst_node_id for message in messages} - set(waiting.values()):
             yield Answer(node_id=node_id, reply=None, seconds=0.0)
-        started = last = self._clock()
+        started = self._clock()
         while waiting and self._clock() - started < timeout_s:
             replies = self._pull(waiting)
             for node_id, reply in replies:
-                now = self._clock()
-                yield Answer(node_id=node_id, reply=reply, seconds=now - last)
-                last = self._clock() if self._one_at_a_time else started
+                seconds = self._work_s.get(reply.metadata.reply_to_message_id, self._clock() - started)
+                yield Answer(node_id=node_id, reply=reply, seconds=seconds)
             time.sleep(0 if replies or not waiting else self._poll_s)
         for node_id in waiting.values():
             yield Answer(node_id=node_id, reply=None, seconds=self._clock() - started)
@@ -194,9 +193,9 @@ class ClearGrid(Grid):
         ]
 
     @property
-    def _one_at_a_time(self) -> bool:
-        # An in-process grid works while it is asked for replies: a hospital's time starts at the reply before it.
-        return bool(getattr(self._grid, "one_at_a_time", False))
+    def _work_s(self) -> dict[str, float]:
+        # On one machine hospitals wait for each other; an in-process grid knows how long each one worked itself.
+        return dict(getattr(self._grid, "work_s", {}))
 
     def _whole(self, answer: Answer, request: Message, *, bytes_down: int) -> Message | None:
         """Turns an update into the adapter a strategy expects, or reports why the hospital dropped out."""

@@ -8,6 +8,8 @@ that an interrupted comparison goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 from clients.app import build_client_app
 from clients.site import Site
 from clients.train import Workbench
-from fedslm.errors import ConfigError
+from fedslm.errors import ConfigError, RunError
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer, Event
 from server.app import run_plan
@@ -35,6 +37,7 @@ class Contest:
 
     Attributes:
       folder: where the contestants' runs are kept.
+      parallel: contestants trained at the same time.
       initial: checkpoint 0 of the federated run; all start from it.
       final: its last checkpoint.
     """
@@ -42,6 +45,7 @@ class Contest:
     plan: Plan
     consortium: Consortium
     bench: Workbench
+    parallel: int
     scorer: Scorer
     folder: Path
     settings: dict[str, Any]
@@ -71,45 +75,72 @@ def compare(contest: Contest, announcer: Announcer) -> dict[str, Any]:
       Accuracies 0 to 1: `base`, `single_best` (with `single_best_hospital`), `federated`, `pooled`, `majority` on the
       pooled test set; `single_own`: each hospital's own model on its own patients; `by_hospital`: see `_by_hospital`.
     """
-    sites = [*contest.consortium.sites, contest.consortium.pooled(POOLED)]
-    trained: dict[str, Checkpoint] = {}
-    on_pooled: dict[str, float] = {}
-    for index, site in enumerate(sites, start=1):
-        announcer.emit("comparison_started", name=site.hospital, index=index, total=len(sites))
-        trained[site.hospital] = _train_alone(contest, site, announcer)
-        on_pooled[site.hospital] = _accuracy(contest, trained[site.hospital])
-        announcer.emit("comparison_finished", name=site.hospital, accuracy=on_pooled[site.hospital])
-    pooled = on_pooled.pop(POOLED)
-    best = max(on_pooled, key=lambda name: on_pooled[name])
-    by_hospital = {name: _by_hospital(contest, name, trained[name], on_pooled[name]) for name in on_pooled}
+    singles = _train_all(contest, announcer)
+    pooled = singles.pop(POOLED)
+    base, federated = (_sheet(contest, checkpoint) for checkpoint in (contest.initial, contest.final))
+    best = max(singles, key=lambda name: singles[name].pooled)
     return {
-        "base": _accuracy(contest, contest.initial),
-        "single_best": on_pooled[best],
+        "base": base.pooled,
+        "single_best": singles[best].pooled,
         "single_best_hospital": best,
-        "single_own": {name: row["single_own"] for name, row in by_hospital.items()},
-        "federated": _accuracy(contest, contest.final),
-        "pooled": pooled,
+        "single_own": {name: sheet.own[name] for name, sheet in singles.items()},
+        "federated": federated.pooled,
+        "pooled": pooled.pooled,
         "majority": contest.scorer.majority,
         "test_examples": len(contest.scorer.pooled),
-        "by_hospital": by_hospital,
+        "by_hospital": {name: _by_hospital(contest, name, base, singles[name], federated) for name in singles},
     }
 
 
-def _by_hospital(contest: Contest, name: str, single: Checkpoint, single_pooled: float) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """One model's accuracies: on each hospital's held-out patients, and on all of them together."""
+
+    own: dict[str, float]
+    pooled: float
+
+
+def _sheet(contest: Contest, checkpoint: Checkpoint) -> Sheet:
+    sets = contest.scorer.own
+    own = {name: contest.scorer.score(checkpoint.adapter, examples).accuracy for name, examples in sets.items()}
+    pooled = sum(own[name] * len(sets[name]) for name in sets) / len(contest.scorer.pooled)
+    return Sheet(own=own, pooled=pooled)
+
+
+def _by_hospital(contest: Contest, name: str, base: Sheet, single: Sheet, federated: Sheet) -> dict[str, float]:
     """A hospital's row: base, its own model and the federated one on its own patients, its own on everybody's."""
-    own = contest.scorer.own[name]
-    score = {
-        key: contest.scorer.score(checkpoint.adapter, own).accuracy
-        for key, checkpoint in (("base", contest.initial), ("single_own", single), ("federated_own", contest.final))
+    return {
+        "base": base.own[name],
+        "single_own": single.own[name],
+        "federated_own": federated.own[name],
+        "single": single.pooled,
+        "test_examples": len(contest.scorer.own[name]),
     }
-    return {**score, "single": single_pooled, "test_examples": len(own)}
 
 
-def _accuracy(contest: Contest, checkpoint: Checkpoint) -> float:
-    return contest.scorer.score(checkpoint.adapter, contest.scorer.pooled).accuracy
+def _train_all(contest: Contest, announcer: Announcer) -> dict[str, Sheet]:
+    """Trains and scores every contestant, a few at a time, the longest first; by name, the pooled one last."""
+    everybody = [*contest.consortium.sites, contest.consortium.pooled(POOLED)]
+    sites = sorted(everybody, key=lambda site: -site.declared_population)
+    stop = threading.Event()
+
+    def train(index: int, site: Site) -> Sheet:
+        announcer.emit("comparison_started", name=site.hospital, index=index, total=len(sites))
+        sheet = _sheet(contest, _train_alone(contest, site, announcer, stop))
+        announcer.emit("comparison_finished", name=site.hospital, accuracy=sheet.pooled)
+        return sheet
+
+    pool = ThreadPoolExecutor(max_workers=contest.parallel, thread_name_prefix="contestant")
+    try:
+        done = list(pool.map(train, range(1, len(sites) + 1), sites))
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    sheets = {site.hospital: sheet for site, sheet in zip(sites, done, strict=True)}
+    return {site.hospital: sheets[site.hospital] for site in everybody}
 
 
-def _train_alone(contest: Contest, site: Site, announcer: Announcer) -> Checkpoint:
+def _train_alone(contest: Contest, site: Site, announcer: Announcer, stop: threading.Event) -> Checkpoint:
     """Runs one contestant from where its folder stands."""
     names = contest.plan.names if site.hospital == POOLED else (site.hospital,)
     plan = alone(contest.plan, names, population=site.declared_population, name=site.hospital)
@@ -122,8 +153,9 @@ def _train_alone(contest: Contest, site: Site, announcer: Announcer) -> Checkpoi
                 plan, settings=contest.settings, description=contest.description, initial=contest.initial.adapter
             )
         configs = write_sites((site,), folder / "sites")
-        grid = LocalGrid(build_client_app(contest.bench), configs)
-        return run_plan(grid, folder, observers=(_Relay(announcer, site.hospital, plan.training.rounds),), seeded=True)
+        relay = _Relay(announcer, site.hospital, plan.training.rounds, stop)
+        with LocalGrid(build_client_app(contest.bench), configs) as grid:
+            return run_plan(grid, folder, observers=(relay,), seeded=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +165,15 @@ class _Relay:
     announcer: Announcer
     name: str
     rounds: int
+    stop: threading.Event
 
     def notify(self, event: Event) -> None:
-        """Passes on the end of each round."""
+        """Passes on the end of each round.
+
+        Raises:
+          RunError: the comparison was stopped; a contestant goes on from its checkpoint when it is resumed.
+        """
+        if self.stop.is_set():
+            raise RunError("The comparison was stopped; resume the run to go on.")
         if event.kind == "round_finished":
             self.announcer.emit("comparison_round", name=self.name, round=event.fields["round"], rounds=self.rounds)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 from clients.records import Records, read_records
 from clients.records.jsonl import hospitals_in
 from clients.site import SITE_FILE_KEY, RecordSource, Site
 from fedslm.config.checks import check_hospitals, check_patients
-from fedslm.config.schema import DataConfig, FederationConfig
+from fedslm.config.schema import DataConfig, FederationConfig, RuntimeConfig
 from fedslm.data.hospitals import hospital_names
 from fedslm.data.partition import count_units
 
@@ -54,13 +56,33 @@ def gather(config: FederationConfig, *, log_file: Path | None = None) -> Consort
     records: dict[str, Records] = {}
     sites = []
     for name in names:
-        site = _site(config, name, log_file)
+        site = _site(config, name, names, log_file)
         records[name] = read_records(site)
         missing = sum(example.patient_id is None for example in records[name].train)
         check_patients(missing, unit=config.privacy.unit, hospital=name)
         units = count_units(records[name].train, unit=config.privacy.unit)
         sites.append(dataclasses.replace(site, declared_population=units))
     return Consortium(sites=tuple(sites), records=records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """How a machine's cores are shared out: `parallel` hospitals at a time, `threads` torch threads each."""
+
+    parallel: int
+    threads: int
+
+
+def share_cores(runtime: RuntimeConfig, hospitals: int) -> Shares:
+    """Fills in the zeros of the runtime's settings.
+
+    Small models gain more from hospitals side by side than from several threads on one small matrix (measured on two
+    cores: 1.7 times against 1.2). On a GPU hospitals take turns.
+    """
+    cores = len(os.sched_getaffinity(0))
+    parallel = runtime.parallel or (1 if torch.cuda.is_available() else cores)
+    parallel = min(parallel, hospitals)
+    return Shares(parallel=parallel, threads=runtime.threads or max(1, cores // parallel))
 
 
 def write_sites(sites: tuple[Site, ...], folder: Path) -> list[dict[str, str]]:
@@ -85,7 +107,7 @@ def _names(config: FederationConfig) -> tuple[str, ...]:
     return tuple(hospitals_in(_source(config.data, seed=config.seed, hospital=None)))
 
 
-def _site(config: FederationConfig, name: str, log_file: Path | None) -> Site:
+def _site(config: FederationConfig, name: str, names: tuple[str, ...], log_file: Path | None) -> Site:
     return Site(
         hospital=name,
         sources=(_source(config.data, seed=config.seed, hospital=name),),
@@ -94,7 +116,7 @@ def _site(config: FederationConfig, name: str, log_file: Path | None) -> Site:
         allow_privacy_none=config.privacy.mode == "none",
         simulation_seed=config.seed,
         physical_batch_size=config.training.physical_batch_size,
-        threads=config.runtime.threads,
+        threads=share_cores(config.runtime, len(names)).threads,
         log_file=None if log_file is None else str(log_file.resolve()),
     )
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,16 +19,17 @@ from flwr.serverapp import Grid
 
 from fedslm.flower.compat import CLIENT_APP_RAISED, Run, become_task, set_message_id
 
+PATIENCE_S = 1.0
+
 
 class LocalGrid(Grid):
-    """Nodes 1..n around one ClientApp, run one after the other while replies are pulled.
+    """Nodes 1..n around one ClientApp, run by a few threads while replies are pulled. A context manager.
 
     Attributes:
-      one_at_a_time: tells the server that a reply's time is its own work, not a wait for others.
       closed: tells the server that no node comes later.
+      work_s: message id -> seconds its client worked, without the wait for a free thread.
     """
 
-    one_at_a_time = True
     closed = True
 
     def __init__(
@@ -34,12 +37,14 @@ class LocalGrid(Grid):
         app: ClientApp,
         node_configs: Sequence[dict[str, Any]],
         *,
+        parallel: int = 1,
         is_dropped: Callable[[int, Message], bool] = lambda node_id, message: False,
     ) -> None:
         """Starts the nodes.
 
         Args:
           node_configs: one a node, as `--node-config` gives it in a deployment.
+          parallel: clients that work at the same time.
           is_dropped: for fault tests: says whether a node never answers a message.
         """
         become_task()
@@ -49,8 +54,21 @@ class LocalGrid(Grid):
             number: Context(run_id=1, node_id=number, node_config=dict(config), state=RecordDict(), run_config={})
             for number, config in enumerate(node_configs, start=1)
         }
-        self._pending: dict[str, Message] = {}
+        self._queued: dict[str, Message] = {}
+        self._running: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
+        self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="hospital")
+        self.work_s: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops what has not started; a client at work ends by itself and is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def get_node_ids(self) -> list[int]:
         """All nodes, in order."""
@@ -61,30 +79,40 @@ class LocalGrid(Grid):
         identities = []
         for message in messages:
             set_message_id(message, f"local-{next(self._numbers)}")
-            self._pending[message.metadata.message_id] = message
+            self._queued[message.metadata.message_id] = message
             identities.append(message.metadata.message_id)
         return identities
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Runs the client for the first of the messages that is still queued, and returns its reply."""
-        for identity in message_ids:
-            message = self._pending.pop(identity, None)
+        """Sets the clients to work that are still queued, and returns the replies that came within a second."""
+        wanted = list(message_ids)
+        for identity in wanted:
+            message = self._queued.pop(identity, None)
             if message is not None and not self._is_dropped(message.metadata.dst_node_id, message):
-                return [self._run_client(message)]
-        return []
+                self._running[identity] = self._pool.submit(self._run_client, message)
+        mine = {self._running[identity]: identity for identity in wanted if identity in self._running}
+        done, _ = wait(mine, timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
+        return [self._running.pop(mine[future]).result() for future in done]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Runs every client to its end; `timeout` has no meaning in one process."""
-        return [reply for identity in self.push_messages(messages) for reply in self.pull_messages([identity])]
+        waiting = self.push_messages(messages)
+        replies = self.pull_messages(waiting)
+        while any(identity in self._running for identity in waiting):
+            replies += self.pull_messages(waiting)
+        return replies
 
     def _run_client(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         received = copy.deepcopy(message)
+        started = time.monotonic()
         try:
             return self._app(received, context)
         except Exception as error:
             # As Flower's own runtimes do; FedSLM's app never lets one through, an app under test may.
             return Message(Error(CLIENT_APP_RAISED, type(error).__name__), reply_to=received)
+        finally:
+            self.work_s[message.metadata.message_id] = time.monotonic() - started
 
     def set_run(self, run: Run) -> None:
         """There is one run only; nothing to set."""

@@ -31,7 +31,7 @@ from server.planning import draft_plan
 from server.run_folder import RunFolder
 from server.summary import record_failure, summarise
 from simulations.comparison import Contest, check_comparable, compare
-from simulations.consortium import Consortium, gather, write_sites
+from simulations.consortium import Consortium, gather, share_cores, write_sites
 from simulations.local_grid import LocalGrid
 from simulations.ray_runtime import run_with_ray
 from simulations.scoring import RoundScorer, Scorer
@@ -168,6 +168,7 @@ def _gathered(config: FederationConfig) -> Consortium:
 
 
 def _use_threads(config: FederationConfig) -> None:
+    # Planning and scoring run in this thread; the hospitals set their own.
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
 
@@ -229,8 +230,9 @@ def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Obser
     if job.config.runtime.name == "ray":
         run_with_ray(server_app, sites=path / "sites", nodes=len(configs), runtime=job.config.runtime)
         return
-    grid = LocalGrid(build_client_app(bench), configs)
-    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    parallel = share_cores(job.config.runtime, len(configs)).parallel
+    with LocalGrid(build_client_app(bench), configs, parallel=parallel) as grid:
+        server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
 
 
 def _with_log(job: Job) -> tuple[Site, ...]:
@@ -243,6 +245,7 @@ def _contest(job: Job, bench: Workbench, scorer: Scorer, final: Checkpoint) -> C
         plan=job.plan,
         consortium=job.consortium,
         bench=bench,
+        parallel=share_cores(job.config.runtime, len(job.plan.hospitals) + 1).parallel,
         scorer=scorer,
         folder=job.folder.path / "comparison",
         settings=job.settings,

@@ -40,10 +40,10 @@ class Scorer:
 
     def score(self, adapter: Mapping[str, np.ndarray[Any, Any]], examples: Sequence[Example]) -> Score:
         """Scores one adapter, given as all its arrays, on some of the held-out examples."""
-        base, attached = self._bench.adapter(self._plan.model, self._plan.adapter)
-        attached.load(adapter)
         limits = {"max_length_tokens": self._plan.model.max_length_tokens, "batch_size": self._batch_size}
-        return score_choices(attached.model, base.tokenizer, examples, **limits)
+        with self._bench.adapter(self._plan.model, self._plan.adapter) as (tokenizer, attached):
+            attached.load(adapter)
+            return score_choices(attached.model, tokenizer, examples, **limits)
 
 
 class RoundScorer:

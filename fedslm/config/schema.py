@@ -200,12 +200,14 @@ class RuntimeConfig:
 
     Attributes:
       name: "local" in this process, "ray" in Flower's simulation engine.
-      threads: torch threads of each client process; 0 takes every core.
+      parallel: local only; hospitals trained at the same time, 0 for one a core (one on a GPU).
+      threads: torch threads of each hospital; 0 shares the cores out.
       cpus_per_client: Ray only; how many clients run at once follows from it.
     """
 
     name: Literal["local", "ray"]
-    threads: Annotated[int, Field(ge=0)] = 0
+    parallel: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 1
     cpus_per_client: Positive = 1.0
 
 

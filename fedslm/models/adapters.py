@@ -5,6 +5,7 @@ Names are PEFT's own state-dict keys, so that what the server averages is, saved
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,20 @@ class Adapter:
         self._parameters = {peft_name(name): value for name, value in self.model.named_parameters() if "lora_" in name}
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(config.method == "full" or "lora_A" not in name)
+
+    def twin(self) -> Adapter:
+        """A second adapter on a second model that shares this one's frozen weights, so that both can work at once.
+
+        Only while nothing runs on this one: hooks of a running step would be copied too.
+        """
+        shared = {id(weight): weight for weight in (*self.model.parameters(), *self.model.buffers())}
+        own = {id(parameter) for parameter in self._parameters.values()}
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model, {key: weight for key, weight in shared.items() if key not in own})
+        other._parameters = {
+            peft_name(name): value for name, value in other.model.named_parameters() if "lora_" in name
+        }
+        return other
 
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:

@@ -45,21 +45,42 @@ class Header:
 
 
 @dataclass(slots=True)
-class Comparison:
-    """The model of the closing comparison that is being trained or was trained last."""
+class Contestant:
+    """One model of the closing comparison."""
 
     name: str
-    index: int  # from 1
-    total: int
     round: int = 0
     rounds: int = 0
     accuracy: float | None = None  # None until it is finished
 
     @property
     def fraction(self) -> float:
+        """Share of its training that is done, 0 to 1."""
+        return 1.0 if self.accuracy is not None else self.round / max(1, self.rounds)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The models of the closing comparison; several may be in training at once."""
+
+    total: int
+    contestants: dict[str, Contestant] = field(default_factory=dict)  # by name, in the order they started
+
+    @property
+    def fraction(self) -> float:
         """Share of the whole comparison that is done, 0 to 1."""
-        inside = 1.0 if self.accuracy is not None else self.round / self.rounds if self.rounds else 0.0
-        return (self.index - 1 + inside) / self.total if self.total else 0.0
+        return sum(contestant.fraction for contestant in self.contestants.values()) / self.total
+
+    @property
+    def finished(self) -> int:
+        """How many are trained and scored."""
+        return sum(contestant.accuracy is not None for contestant in self.contestants.values())
+
+    @property
+    def shown(self) -> list[Contestant]:
+        """Those in training, else the one that started last."""
+        working = [contestant for contestant in self.contestants.values() if contestant.accuracy is None]
+        return working or list(self.contestants.values())[-1:]
 
 
 class Progress:
@@ -194,15 +215,20 @@ class Progress:
         self._time_round(round, time)
 
     def _comparison_started(self, time: float, *, name: str, index: int, total: int) -> None:
-        self.comparison = Comparison(name=name, index=index, total=total)
+        if self.comparison is None or index == 1:
+            self.comparison = Comparison(total=total)
+        self.comparison.contestants[name] = Contestant(name=name)
 
     def _comparison_round(self, time: float, *, name: str, round: int, rounds: int) -> None:
-        if self.comparison is not None:
-            self.comparison.round, self.comparison.rounds = round, rounds
+        contestant = self._contestant(name)
+        contestant.round, contestant.rounds = round, rounds
 
     def _comparison_finished(self, time: float, *, name: str, accuracy: float) -> None:
-        if self.comparison is not None:
-            self.comparison.accuracy = accuracy
+        self._contestant(name).accuracy = accuracy
+
+    def _contestant(self, name: str) -> Contestant:
+        known = self.comparison.contestants if self.comparison is not None else {}
+        return known.get(name) or Contestant(name=name)
 
     def _run_interrupted(self, time: float, *, round: int, resume_command: str) -> None:
         self._end(time, "interrupted")

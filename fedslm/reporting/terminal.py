@@ -36,7 +36,7 @@ from fedslm.reporting.drawing import (
     spent_words,
 )
 from fedslm.reporting.events import Event
-from fedslm.reporting.progress import Comparison, Header, Hospital, Progress
+from fedslm.reporting.progress import Comparison, Contestant, Header, Hospital, Progress
 
 __all__ = ["LiveView", "PlainView", "choose_view", "closing_lines", "comparison_table"]
 
@@ -262,13 +262,16 @@ class _Frame:
         return []
 
     def _comparison_lines(self, comparison: Comparison) -> list[Text]:
-        words = f"comparison {comparison.index} of {comparison.total}"
+        words = f"comparison {comparison.finished} of {comparison.total} done"
         lines = [self._bar_line(words, comparison.fraction, "magenta")]
-        if comparison.accuracy is not None:
-            detail = f"accuracy {percent_words(comparison.accuracy)}"
+        return [*lines, *(one_line(self._contestant(contestant), "dim") for contestant in comparison.shown)]
+
+    def _contestant(self, contestant: Contestant) -> str:
+        if contestant.accuracy is not None:
+            detail = f"accuracy {percent_words(contestant.accuracy)}"
         else:
-            detail = f"round {comparison.round} of {comparison.rounds}" if comparison.rounds else self._spinner()
-        return [*lines, one_line(f"{clean(comparison.name)}: {detail}", "dim")]
+            detail = f"round {contestant.round} of {contestant.rounds}" if contestant.rounds else self._spinner()
+        return f"{clean(contestant.name)}: {detail}"
 
 
 class LiveView:
@@ -423,7 +426,7 @@ class PlainView:
 
     def _comparison_finished(self, fields: Mapping[str, Any]) -> None:
         comparison = self._progress.comparison
-        place = f" {comparison.index} of {comparison.total}" if comparison is not None else ""
+        place = f" {comparison.finished} of {comparison.total}" if comparison is not None else ""
         self._say(f"comparison{place}: {clean(fields['name'])}, accuracy {percent_words(fields['accuracy'])}")
 
     def _run_interrupted(self, fields: Mapping[str, Any]) -> None:

@@ -89,8 +89,8 @@ def _heart(result: Found) -> list[str]:
 
 
 _HEART_NOTE = """The data were collected by Andras Janosi, M.D. (Hungarian Institute of Cardiology, Budapest), William
-Steinbrunn, M.D. (University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel) and Robert Detrano, M.D., Ph.D.
-(V.A. Medical Center, Long Beach, and Cleveland Clinic Foundation)."""
+Steinbrunn, M.D. (University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel)
+and Robert Detrano, M.D., Ph.D. (V.A. Medical Center, Long Beach, and Cleveland Clinic Foundation)."""
 
 
 def _comparisons(summaries: Found) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ def test_hospitals_on_one_workbench_do_not_influence_each_other(ward: Ward) -> N
                 for first, second in zip(forth, other, strict=True):
                     np.testing.assert_array_equal(first[name], second[name])
             assert not np.array_equal(forth[0][name], forth[1][name])
+
+
+def test_hospitals_that_train_at_the_same_time_do_not_influence_each_other(ward: Ward) -> None:
+    private = changed(ward.plan, "privacy", mode="local", epsilon=5.0, noise_multiplier=1.0, sample_rate=0.5)
+    request, shared = ward.shifted(plan=private), Workbench()
+    work = [site for site in ward.sites for _ in range(3)]
+    in_turn = [train_round(request, site, Workbench()) for site in work]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        at_once = list(pool.map(lambda site: train_round(request, site, shared), work))
+    for first, second in zip(in_turn, at_once, strict=True):
+        for name in request.trained:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_borrowed_adapters_share_the_frozen_weights_and_nothing_else(ward: Ward, bench: Workbench) -> None:
+    plan = ward.plan
+    with bench.adapter(plan.model, plan.adapter) as (_, one), bench.adapter(plan.model, plan.adapter) as (_, two):
+        pairs = list(zip(one.model.named_parameters(), two.model.named_parameters(), strict=True))
+        shared = {name for (name, first), (_, second) in pairs if first is second}
+        assert shared == {name for (name, _), _ in pairs if "lora_" not in name}
+        one.load({name: array + 1 for name, array in one.arrays(trained=True).items()})
+        for name, array in two.arrays(trained=True).items():
+            assert not np.array_equal(array, one.arrays(trained=True)[name])
 
 
 def test_the_request_is_left_as_it_came(ward: Ward, bench: Workbench) -> None:

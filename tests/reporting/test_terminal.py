@@ -273,12 +273,19 @@ def test_a_failure_shows_its_code() -> None:
 
 def test_the_comparison_shows_its_progress() -> None:
     story = Story().start().round(4).tell("run_finished", round=4, seconds=40.0)
-    story.tell("comparison_started", name="pooled", index=2, total=4)
-    story.tell("comparison_round", name="pooled", round=1, rounds=2)
+    story.tell("comparison_started", name="pooled", index=1, total=4)
+    story.tell("comparison_started", name="contender", index=2, total=4)
+    story.tell("comparison_round", name="pooled", round=1, rounds=2).tell(
+        "comparison_round", name="contender", round=2, rounds=2
+    )
     text = drawn(story.view)
-    assert "comparison 2 of 4" in text
-    assert "38 %" in text  # one and a half of four
+    assert "comparison 0 of 4 done" in text
+    assert "38 %" in text  # half of one and the whole of another, of four
     assert "pooled: round 1 of 2" in text
+    assert "contender: round 2 of 2" in text
+    story.tell("comparison_finished", name="contender", accuracy=0.5)
+    assert "contender" not in drawn(story.view)
+    assert "comparison 1 of 4 done" in drawn(story.view)
     assert "accuracy 66.0 %" in drawn(story.tell("comparison_finished", name="pooled", accuracy=0.66).view)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -89,3 +91,38 @@ def test_a_dropped_node_never_answers_and_holds_up_nobody() -> None:
 def test_a_message_to_nobody_is_an_error_of_the_caller() -> None:
     with pytest.raises(KeyError):
         grid().send_and_receive(messages("count", 9))
+
+
+def test_clients_work_side_by_side_where_asked() -> None:
+    together = threading.Barrier(2, timeout=20)
+    app = ClientApp()
+
+    @app.query("meet")
+    def meet(message: Message, context: Context) -> Message:
+        together.wait()  # breaks, and so fails the client, unless another one works at the same time
+        return Message(RecordDict(), reply_to=message)
+
+    with LocalGrid(app, [{}, {}], parallel=2) as running:
+        replies = running.send_and_receive(messages("meet", 1, 2))
+    assert [reply.has_error() for reply in replies] == [False, False]
+    assert sorted(running.work_s) == sorted(reply.metadata.reply_to_message_id for reply in replies)
+
+
+def test_a_closed_grid_drops_what_has_not_started() -> None:
+    started, release = threading.Event(), threading.Event()
+    app = ClientApp()
+    worked: list[int] = []
+
+    @app.query("work")
+    def work(message: Message, context: Context) -> Message:
+        worked.append(context.node_id)
+        started.set()
+        release.wait(20)
+        return Message(RecordDict(), reply_to=message)
+
+    with LocalGrid(app, [{}, {}], parallel=1) as running:
+        identities = running.push_messages(messages("work", 1, 2))
+        assert running.pull_messages(identities) == []
+        assert started.wait(20)
+    release.set()
+    assert worked == [1]
