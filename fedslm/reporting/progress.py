@@ -64,7 +64,7 @@ class Comparison:
     """The models of the closing comparison; several may be in training at once."""
 
     total: int
-    contestants: dict[str, Contestant] = field(default_factory=dict)  # by name, in the order they started
+    contestants: dict[str, Contestant] = field(default_factory=dict)  # by name, finished ones last
 
     @property
     def fraction(self) -> float:
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def shown(self) -> list[Contestant]:
-        """Those in training, else the one that started last."""
+        """Those in training, else the one that finished last."""
         working = [contestant for contestant in self.contestants.values() if contestant.accuracy is None]
         return working or list(self.contestants.values())[-1:]
 
@@ -224,7 +224,11 @@ class Progress:
         contestant.round, contestant.rounds = round, rounds
 
     def _comparison_finished(self, time: float, *, name: str, accuracy: float) -> None:
-        self._contestant(name).accuracy = accuracy
+        contestant = self._contestant(name)
+        contestant.accuracy = accuracy
+        if self.comparison is not None:
+            self.comparison.contestants.pop(name, None)
+            self.comparison.contestants[name] = contestant
 
     def _contestant(self, name: str) -> Contestant:
         known = self.comparison.contestants if self.comparison is not None else {}
