@@ -97,6 +97,7 @@ def _keep_locally(context: Context, incident: str, error: Exception) -> None:
         if log_file is None:
             logging.getLogger("clients").error("%s", text)
             return
+        Path(log_file).touch(mode=0o600)  # a traceback may quote a note: for the hospital's own account only
         with Path(log_file).open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(text + "\n")
     except Exception:

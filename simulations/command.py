@@ -83,7 +83,9 @@ def plan(arguments: list[str]) -> int:
     if options.wants_json:
         print(json.dumps(found, indent=2, sort_keys=True))
     else:
-        Console().print(render(found))
+        console = Console()
+        # A pipe has no width; 80 columns would cut the table.
+        (console if console.is_terminal else Console(width=120)).print(render(found))
     return 0
 
 

@@ -134,8 +134,8 @@ def _seconds_per_token(base: BaseModel, adapter: Adapter) -> float:
 
 def render(found: Mapping[str, Any]) -> RenderableType:
     """The estimate as a person reads it."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("hospital", "units", "epsilon", "sigma", "records/step", "up", "down", "memory", "time"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in ("hospital", "units", "epsilon", "sigma", "records", "up", "down", "memory", "time"):
         table.add_column(heading, justify="left" if heading == "hospital" else "right", no_wrap=True)
     for name, row in found["hospitals"].items():
         table.add_row(name, *_cells(row))
@@ -172,6 +172,7 @@ def _head(found: Mapping[str, Any]) -> list[str]:
 def _foot(found: Mapping[str, Any]) -> list[str]:
     total = duration_words(found["seconds_one_after_the_other"])
     return [
+        "Records are those expected in a step; up, down and time are for the whole run.",
         f"Epsilon at delta {found['delta']:g} per {found['unit']}, add/remove, after all {found['rounds']} rounds.",
         f"Memory and time are estimates for this machine; one after the other the hospitals take {total}.",
     ]

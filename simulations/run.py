@@ -37,6 +37,7 @@ from simulations.ray_runtime import run_with_ray
 from simulations.scoring import RoundScorer, Scorer
 
 RESUME = "resume="
+INCIDENTS = "incidents.log"
 NOT_IN_THE_PLAN = ("compare", "evaluation", "runtime")
 
 
@@ -236,7 +237,7 @@ def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Obser
 
 
 def _with_log(job: Job) -> tuple[Site, ...]:
-    log_file = str((job.folder.path / "sites" / "incidents.log").resolve())
+    log_file = str((job.folder.path / "sites" / INCIDENTS).resolve())
     return tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
 
 
@@ -261,6 +262,9 @@ def _record_failure(job: Job, observers: tuple[Observer, ...], error: BaseExcept
     summary = record_failure(job.folder, observers, error, resume_command=command, seeded=True, started=started)
     for line in closing_lines({**summary, "resume_command": command}) if summary else ():
         error.add_note(line)
+    incidents = job.folder.path / "sites" / INCIDENTS
+    if incidents.is_file():
+        error.add_note(f"incidents   {incidents}")
 
 
 def resume_command(folder: Path) -> str:

@@ -6,6 +6,7 @@ Errors name the file and the line, never the text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _location(source: RecordSource) -> tuple[Path, ColumnMap]:
 
 def _cell(row: dict[str, Any], column: str | None, path: Path, line: int) -> Any:
     if column is None or column not in row:
-        raise DataError(f"{path} line {line} has no column '{column}'; it has {', '.join(sorted(row)) or 'none'}.")
+        raise DataError(f"{path} line {line} has no column '{column}'; it has {_columns(row)}.")
     return row[column]
 
 
@@ -95,6 +96,12 @@ def _valid(text: str, column: str | None, path: Path, line: int) -> str:
             f"{path} line {line}: column '{column}' is not valid Unicode; write the file anew as UTF-8."
         ) from None
     return text
+
+
+def _columns(row: dict[str, Any]) -> str:
+    # Names only where they look like names: in a damaged file a key can be a piece of text.
+    names = [name for name in sorted(row) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name)]
+    return ", ".join(names[:12]) or f"{len(row)} others"
 
 
 def _example(row: dict[str, Any], columns: ColumnMap, path: Path, line: int) -> Example:

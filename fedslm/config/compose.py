@@ -78,18 +78,29 @@ def changed(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
 
     Returns:
       Dotted name -> (value now, value asked), for those that differ.
+    Raises:
+      ConfigError: an override names a setting that these settings do not have.
     """
-    asked = compose_values(overrides)
-    names = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
-    pairs = {name: (_lookup(settings, name), _lookup(asked, name)) for name in names}
+    _refuse_options(overrides)
+    parts = [override.partition("=") for override in overrides]
+    pairs = {name: (_lookup(settings, name), _asked(name, text)) for name, _, text in parts}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _lookup(values: Mapping[str, Any], name: str) -> Any:
-    found: Any = values
+def _lookup(settings: Mapping[str, Any], name: str) -> Any:
+    found: Any = settings
     for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping) or part not in found:
+            raise ConfigError(f"'{name}' is not a setting of this run; its config.yaml lists them.")
+        found = found[part]
     return found
+
+
+def _asked(name: str, text: str) -> Any:
+    # A group is composed by itself; a single value is compared with the run's own, whatever group it chose.
+    if name in GROUPS:
+        return compose_values([f"{name}={text}"])[name]
+    return OmegaConf.to_object(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
 
 
 def _refuse_options(overrides: Sequence[str]) -> None:
