@@ -215,7 +215,7 @@ def _run(job: Job, observers: tuple[Observer, ...], started: float) -> dict[str,
 
 def _finished(job: Job, final: Checkpoint, scorer: Scorer, started: float) -> dict[str, Any]:
     summary = summarise(job.folder, final, status="finished", seeded=True, started=started)
-    return {**summary, "majority": scorer.majority}
+    return {**summary, "majority": scorer.majority, "majority_own": scorer.majority_own}
 
 
 def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Observer, ...]) -> None:

@@ -38,6 +38,12 @@ class Scorer:
         """Accuracy of the commonest answer on the pooled test set."""
         return majority_rate(self.pooled)
 
+    @property
+    def majority_own(self) -> float:
+        """Accuracy, on the pooled test set, of each hospital's own commonest answer."""
+        right = sum(majority_rate(examples) * len(examples) for examples in self.own.values())
+        return right / max(1, len(self.pooled))
+
     def score(self, adapter: Mapping[str, np.ndarray[Any, Any]], examples: Sequence[Example]) -> Score:
         """Scores one adapter, given as all its arrays, on some of the held-out examples."""
         limits = {"max_length_tokens": self._plan.model.max_length_tokens, "batch_size": self._batch_size}

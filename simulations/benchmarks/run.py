@@ -24,11 +24,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the chosen subjects and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--only", nargs="+", choices=("timing", "demo", "control", "heart"), help="subjects to measure")
+    parser.add_argument(
+        "--only", nargs="+", choices=("timing", "overhead", "demo", "control", "heart"), help="subjects to measure"
+    )
     parser.add_argument("--heart", type=Path, help="heart.jsonl, made by simulations.uci_heart")
     options = parser.parse_args(arguments)
     subjects: dict[str, Callable[[], Any]] = {
         "timing": lambda: {**demo.timing(), **demo.startup(), "yardstick": demo.yardstick()},
+        "overhead": demo.outside_gradients,
         "demo": demo.comparison,
         "control": demo.control,
         "heart": lambda: heart.measure(options.heart),
