@@ -34,15 +34,17 @@ class Scorer:
         self.pooled = tuple(example for examples in self.own.values() for example in examples)
 
     @property
-    def majority(self) -> float:
-        """Accuracy of the commonest answer on the pooled test set."""
-        return majority_rate(self.pooled)
+    def majority(self) -> float | None:
+        """Accuracy of the commonest answer on the pooled test set; None where no item has choices."""
+        return majority_rate(self.pooled) if self.pooled else None
 
     @property
-    def majority_own(self) -> float:
-        """Accuracy, on the pooled test set, of each hospital's own commonest answer."""
+    def majority_own(self) -> float | None:
+        """Accuracy, on the pooled test set, of each hospital's own commonest answer; None where no item has choices."""
+        if not self.pooled:
+            return None
         right = sum(majority_rate(examples) * len(examples) for examples in self.own.values())
-        return right / max(1, len(self.pooled))
+        return right / len(self.pooled)
 
     def score(self, adapter: Mapping[str, np.ndarray[Any, Any]], examples: Sequence[Example]) -> Score:
         """Scores one adapter, given as all its arrays, on some of the held-out examples."""
