@@ -90,17 +90,17 @@ class LocalGrid(Grid):
             message = self._queued.pop(identity, None)
             if message is not None and not self._is_dropped(message.metadata.dst_node_id, message):
                 self._running[identity] = self._pool.submit(self._run_client, message)
-        mine = {self._running[identity]: identity for identity in wanted if identity in self._running}
-        done, _ = wait(mine, timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
-        return [self._running.pop(mine[future]).result() for future in done]
+        mine = [identity for identity in wanted if identity in self._running]
+        wait([self._running[identity] for identity in mine], timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
+        return [self._running.pop(identity).result() for identity in mine if self._running[identity].done()]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Runs every client to its end; `timeout` has no meaning in one process."""
+        """Runs every client to its end, replies in the order asked; `timeout` has no meaning in one process."""
         waiting = self.push_messages(messages)
         replies = self.pull_messages(waiting)
         while any(identity in self._running for identity in waiting):
             replies += self.pull_messages(waiting)
-        return replies
+        return sorted(replies, key=lambda reply: waiting.index(reply.metadata.reply_to_message_id))
 
     def _run_client(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

@@ -86,6 +86,7 @@ def toy_overrides(folder: Path, *more: str) -> list[str]:
         "privacy.epsilon=20",
         "adapter.rank=4",
         "runtime.threads=1",
+        "evaluation.every_rounds=1",
         f"run_folder={folder / 'run'}",
         *more,
     ]
