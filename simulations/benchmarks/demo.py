@@ -62,7 +62,7 @@ def yardstick() -> dict[str, float]:
     return dict(json.loads(_output(sys.executable, "-c", code).splitlines()[-1]))
 
 
-def outside_gradients(seed: int = SEEDS[0], rounds: int = 8) -> dict[str, float]:
+def outside_gradients(seed: int = SEEDS[0], rounds: int = 20) -> dict[str, float]:
     """Share of the rounds' wall time that is not forward, backward or the optimizer.
 
     Hospitals take turns for it, so that times add up; scoring is not part of a round. The first round reads the records.
