@@ -69,7 +69,8 @@ def _demo(result: Found) -> list[str]:
         f"and from pooled training by {worst['pooled']:+.1f} points (goal -10).",
         "",
         "The consortium's size and difficulty and the settings were chosen on seeds 0, 1 and 11, after a harder version with "
-        "fewer patients had left the largest hospital 8 points below its own model; seeds 2 and 3 were first run for this page.",
+        "fewer patients had left the largest hospital 8 points below its own model; "
+        "seeds 2 and 3 were first run for this page.",
         "",
         f"Longest run with the comparison: {max(summary['seconds'] for summary in result.values()):.0f} s (goal 300 s).",
         "",
