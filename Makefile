@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check cover bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ check: $(VENV)/.installed-dev  ## lint and type-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cover: $(VENV)/.installed-dev  ## every branch of the cryptography and the protocol is tested, or this fails
+	$(BIN)/python -m pytest tests/crypto tests/secagg -m "not slow" -n 2 --cov=fedslm.crypto --cov=fedslm.secagg --cov-fail-under=100
 
 bench: $(VENV)/.installed-dev  ## measure what docs/results.md states (takes about 45 minutes)
 	$(BIN)/python -m simulations.benchmarks.run --out docs/results.md

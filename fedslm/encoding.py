@@ -58,3 +58,8 @@ def arrays_sha256(arrays: Mapping[str, Any]) -> str:
         digest.update(canonical_bytes([name, list(array.shape), "float32"]))
         digest.update(array.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def pack(*fields: bytes) -> bytes:
+    """Joins byte strings so that no two lists of them give the same bytes: each after its length in four bytes."""
+    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)

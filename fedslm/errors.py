@@ -49,3 +49,51 @@ class TooFewHospitalsError(FedSLMError):
 
 class RunError(FedSLMError):
     """A run could not go on: the disk is full, the folder is taken, a checkpoint is damaged."""
+
+
+class ThresholdError(TooFewHospitalsError):
+    """A session of secure aggregation lost more hospitals than it may; no sum was read and the model is untouched."""
+
+
+class ProtocolError(FedSLMError):
+    """A message of secure aggregation is refused. Each kind is one reason, so that a log says which rule was broken."""
+
+
+class DecodeError(ProtocolError):
+    """Bytes are not a message of this version: damaged, truncated, with something extra, or not canonical."""
+
+
+class SignatureError(ProtocolError):
+    """A signature does not verify; both halves of it must."""
+
+
+class SealError(ProtocolError):
+    """A ciphertext does not open, or what it held names another sender, receiver or session."""
+
+
+class RosterError(ProtocolError):
+    """The roster is not the pinned one, is not signed by the consortium's root, or names another key for a member."""
+
+
+class AdvertError(ProtocolError):
+    """An advert is forged, doubled, altered, used before, or from somebody outside the roster."""
+
+
+class BoundError(ProtocolError):
+    """Too few or too many hospitals for the plan's promise, or a set that is no part of the one before it."""
+
+
+class SessionError(ProtocolError):
+    """A session or a step of it was there before, is out of order, or its state is lost: it is never repeated."""
+
+
+class ConsistencyError(ProtocolError):
+    """The coordinator tells hospitals different things: another set, another adapter, another list of one sender."""
+
+
+class ShareError(ProtocolError):
+    """Shares do not give back what was committed to; names whom it can."""
+
+
+class RangeError(ProtocolError):
+    """An update lies outside the fixed-point range; nothing of it was sent."""

@@ -8,6 +8,7 @@ generators come into it, so seeding them changes nothing here. Bytes in, numbers
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,11 +60,15 @@ class SecureStream:
     def uint64(self, count: int) -> npt.NDArray[np.uint64]:
         """Draws `count` independent uniform 64-bit numbers."""
         numbers = np.empty(_checked(count), dtype="<u8")
+        self.fill(numbers)
+        return numbers.astype(np.uint64, copy=False)
+
+    def fill(self, numbers: npt.NDArray[np.unsignedinteger[Any]]) -> None:
+        """Overwrites a contiguous array of little-endian unsigned numbers with the stream's next bytes, in place."""
         target = numbers.view(np.uint8).data
         for start in range(0, len(target), len(_ZEROS)):
             piece = target[start : start + len(_ZEROS)]
             self._encryptor.update_into(_ZEROS[: len(piece)], piece)
-        return numbers.astype(np.uint64, copy=False)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Draws `count` uniform numbers in (0, 1], multiples of 2^-53; never 0, so that a logarithm is finite."""
