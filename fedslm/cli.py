@@ -35,6 +35,7 @@ class Verb:
 VERBS = {
     "simulate": Verb(help="run a whole federation on this machine", target="simulations.command:simulate"),
     "plan": Verb(help="print what a run would cost, without running it", target="simulations.command:plan"),
+    "bench": Verb(help="measure what secure aggregation costs here", target="simulations.benchmarks.command:bench"),
     "identity": Verb(help="make and show the keys you sign with", target="fedslm.governance.command:identity"),
     "roster": Verb(help="sign and show who belongs to the consortium", target="fedslm.governance.command:roster"),
 }

@@ -6,12 +6,14 @@ constructor of `Message` raises.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
@@ -34,6 +36,7 @@ __all__ = [
     "quiet",
     "run_in_ray",
     "run_status",
+    "secaggplus",
     "set_message_id",
     "submit_run",
 ]
@@ -134,4 +137,36 @@ def _control(address: str, root_certificates: bytes | None) -> ControlHttpClient
         root_certificates is None,
         root_certificates,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="fedslm")],
+    )
+
+
+def secaggplus() -> SimpleNamespace:
+    """The functions of Flower's own SecAgg+, client steps and arithmetic, for benchmarks to compare with."""
+    from flwr.common import bytes_to_ndarray, ndarrays_to_parameters
+    from flwr.common.secure_aggregation import ndarrays_arithmetic as arithmetic
+    from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+    from flwr.common.secure_aggregation.quantization import dequantize
+
+    # Its package has a function of the module's name, which an ordinary import would find first.
+    mod = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+    return SimpleNamespace(
+        State=mod.SecAggPlusState,
+        Key=mod.Key,
+        setup=mod._setup,
+        share_keys=mod._share_keys,
+        collect_masked_vectors=mod._collect_masked_vectors,
+        unmask=mod._unmask,
+        generate_shared_key=mod.generate_shared_key,
+        bytes_to_private_key=mod.bytes_to_private_key,
+        bytes_to_public_key=mod.bytes_to_public_key,
+        pseudo_rand_gen=mod.pseudo_rand_gen,
+        parameters_addition=arithmetic.parameters_addition,
+        parameters_subtraction=arithmetic.parameters_subtraction,
+        parameters_mod=arithmetic.parameters_mod,
+        get_parameters_shape=arithmetic.get_parameters_shape,
+        factor_extract=arithmetic.factor_extract,
+        combine_shares=combine_shares,
+        dequantize=dequantize,
+        bytes_to_ndarray=bytes_to_ndarray,
+        ndarrays_to_parameters=ndarrays_to_parameters,
     )

@@ -111,10 +111,14 @@ def run(*overrides: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run"
-        text = _output(sys.executable, "-m", "fedslm", "simulate", "--json", *overrides, f"run_folder={target}")
-        summary = dict(json.loads(text))
+        summary = simulate_quietly(*overrides, f"run_folder={target}")
         scored = [event.fields["accuracy"] for event in read_events(target / "events.jsonl") if event.kind == "scored"]
         return {**summary, "last_accuracy": scored[-1] if scored else None}
+
+
+def simulate_quietly(*overrides: str) -> dict[str, Any]:
+    """The summary of `fedslm simulate --json` in a process of its own."""
+    return dict(json.loads(_output(sys.executable, "-m", "fedslm", "simulate", "--json", *overrides)))
 
 
 def _output(*command: str) -> str:

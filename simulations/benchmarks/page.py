@@ -11,7 +11,15 @@ ROWS = ("majority", "base", "single_best", "federated", "pooled")
 
 def render(found: Found) -> str:
     """The page as Markdown: a section for each subject that was measured."""
-    sections = {"timing": _timing, "overhead": _overhead, "demo": _demo, "control": _control, "heart": _heart}
+    sections = {
+        "timing": _timing,
+        "overhead": _overhead,
+        "masking": _masking,
+        "secagg": _secagg,
+        "demo": _demo,
+        "control": _control,
+        "heart": _heart,
+    }
     parts = [_HEAD]
     for name, section in sections.items():
         if name in found:
@@ -50,6 +58,70 @@ def _overhead(result: Found) -> list[str]:
         f"Of {result['rounds_s']:.1f} s of rounds with hospitals taking turns, {result['gradients_s']:.1f} s were forward, "
         f"backward and clipping; the rest, reading and tokenising records included, was {share} (goal: at most 10 %).",
     ]
+
+
+def _masking(result: Found) -> list[str]:
+    return [
+        "## What encryption adds to a round of the demo",
+        "",
+        "`python -m simulations.benchmarks.run --only masking`",
+        "",
+        f"{result['pairs']} pairs of runs, one masked, in turn: a round took {result['clear_s']:.2f} s in the clear "
+        f"and {result['masked_s']:.2f} s masked (medians), {100 * result['added']:+.1f} % (goal: at most +5 %).",
+    ]
+
+
+def _secagg(result: Found) -> list[str]:
+    goal = result["goal"]
+    scale = 2 / goal["aes_gb_s"]
+    bytes_goal = 1.05 * goal["params"] * goal["ring_bits"] / 8
+    rows = [
+        ("a hospital", f"{goal['client_s']:.2f} s, {goal['client_max_s']:.2f} s at most", f"{2 * scale:.2f} s"),
+        ("the coordinator", f"{goal['server_s']:.2f} s", f"{5 * scale:.2f} s"),
+        ("a hospital sends", f"{goal['bytes_per_client'] / 1e6:.2f} MB", f"{bytes_goal / 1e6:.0f} MB"),
+        (
+            "the coordinator's memory",
+            f"{goal['server_peak_bytes'] / 4 / goal['params']:.2f} vectors of 32-bit numbers",
+            "3 vectors",
+        ),
+        ("Flower's SecAgg+, the same work", f"{goal['flower_secaggplus_s']:.1f} s", ""),
+        ("this, all hospitals and the coordinator", f"{goal['total_s']:.1f} s", ""),
+        ("times as fast", f"{goal['ratio_to_flower']:.1f}", "at least 3"),
+        ("yardstick: AES-256-CTR", f"{goal['aes_gb_s']:.2f} GB/s", ""),
+    ]
+    title = f"{goal['clients']} hospitals, {goal['params']:,} parameters, {goal['dropouts']} drop out after sharing"
+    return [
+        "## Secure aggregation",
+        "",
+        "`python -m simulations.benchmarks.run --only secagg`; one session by itself: `fedslm bench secagg --clients 16 "
+        "--params 10000000 --dropouts 5`",
+        "",
+        "CPU seconds of one core. Goals in seconds are for a yardstick of 2 GB/s and scaled to the one measured here.",
+        "",
+        *_table((title, "measured", "goal, at most"), rows),
+        "",
+        *_sessions(result["by_clients"]),
+        "",
+        "![CPU seconds and bytes of a session by the number of hospitals](secagg.svg)",
+    ]
+
+
+def _sessions(found: Iterable[Found]) -> list[str]:
+    rows = [
+        (
+            str(one["clients"]),
+            f"{one['client_s']:.2f} s",
+            f"{one['server_s']:.2f} s",
+            f"{one['bytes_per_client'] / 1e6:.2f} MB",
+            f"{one['bytes_to_client'] / 1e6:.2f} MB",
+            f"{one['server_peak_bytes'] / 1e6:.0f} MB",
+            "-" if one["ratio_to_flower"] is None else f"{one['ratio_to_flower']:.1f}",
+            f"{one['aes_gb_s']:.2f} GB/s",
+        )
+        for one in found
+    ]
+    head = ("hospitals, 1 M parameters", "a hospital", "the coordinator", "sends", "receives", "coordinator's memory")
+    return _table((*head, "times as fast as SecAgg+", "yardstick"), rows)
 
 
 def _demo(result: Found) -> list[str]:

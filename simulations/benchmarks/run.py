@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simulations.benchmarks import demo, heart, page
+from fedslm.process import settle
+from simulations.benchmarks import demo, heart, page, plots, sessions
 
-LIBRARIES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr")
+LIBRARIES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "cryptography")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,7 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     parser.add_argument(
-        "--only", nargs="+", choices=("timing", "overhead", "demo", "control", "heart"), help="subjects to measure"
+        "--only",
+        nargs="+",
+        choices=("timing", "overhead", "demo", "control", "heart", "secagg", "masking"),
+        help="subjects to measure",
     )
     parser.add_argument("--heart", type=Path, help="heart.jsonl, made by simulations.uci_heart")
     options = parser.parse_args(arguments)
@@ -35,7 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
         "demo": demo.comparison,
         "control": demo.control,
         "heart": lambda: heart.measure(options.heart),
+        "secagg": sessions.measure,
+        "masking": sessions.masking,
     }
+    settle()
     found = _earlier(options.out)
     for name in options.only or (subject for subject in subjects if subject != "heart" or options.heart):
         found[name] = {"measured": _stamp(), "result": subjects[name]()}
@@ -51,6 +58,8 @@ def _write(out: Path, found: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     out.write_text(page.render(found))
+    if "secagg" in found:
+        plots.draw_secagg(found["secagg"]["result"]["by_clients"], out.with_name("secagg.svg"))
 
 
 def _stamp() -> dict[str, str]:
