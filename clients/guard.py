@@ -1,4 +1,4 @@
-"""What stands between a hospital's training and the outside, outermost first: `redact`, `close_egress`, `approve`.
+"""What stands between a hospital's training and the outside: `redact`, `close_egress`, `approve`, `mask`, outermost first.
 
 They are mods of the installed ClientApp. Whoever submits a run cannot remove them: a hospital runs its own wheel.
 """
@@ -9,20 +9,66 @@ import logging
 import secrets
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
 
+from clients.session import take_part
 from clients.site import find_site, read_site
-from fedslm.errors import BudgetExceededError, ConfigError, DataError, ModelError, PrivacyError
-from fedslm.flower.records import CONFIG, JOIN, UPDATE, ErrorCode, error_reply, read_plan
+from fedslm.errors import BudgetExceededError, ConfigError, DataError, ModelError, PrivacyError, ProtocolError
+from fedslm.flower.records import (
+    ABORT,
+    CONFIG,
+    CONFIRM,
+    JOIN,
+    MASK,
+    SECAGG,
+    TRAIN,
+    UNMASK,
+    UPDATE,
+    ErrorCode,
+    error_reply,
+    protocol_code,
+    read_plan,
+    secagg_bytes,
+    secagg_reply,
+)
+from fedslm.secagg.messages import AbortReply, Advert, ConfirmReply, MaskedReply, SharesReply, UnmaskReply
+from fedslm.secagg.wire import Document, kind_of
 
 Handler = Callable[[Message, Context], Message]
 
-# What each kind of request may be answered with: (array records, config keys). Anything else stays inside.
-EGRESS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    JOIN: (frozenset(), frozenset({"hospital", "plan-sha256"})),
-    "train": (frozenset({UPDATE}), frozenset()),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """What one kind of request may be answered with, exactly.
+
+    Attributes:
+      arrays: the array record.
+      keys: of the config record.
+      document: what the array record `SECAGG` holds.
+    """
+
+    arrays: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
+    document: type[Document] | None = None
+
+
+def _sealed(document: type[Document], *keys: str) -> Exit:
+    return Exit(arrays=frozenset({SECAGG}), keys=frozenset(keys), document=document)
+
+
+# The closed list, by kind of request and whether the plan is masked. Anything else stays inside.
+EGRESS: dict[tuple[str, bool], Exit] = {
+    (JOIN, False): Exit(keys=frozenset({"hospital", "plan-sha256"})),
+    (TRAIN, False): Exit(arrays=frozenset({UPDATE})),
+    (JOIN, True): _sealed(Advert, "hospital", "plan-sha256"),
+    (TRAIN, True): _sealed(SharesReply),
+    (MASK, True): _sealed(MaskedReply),
+    (CONFIRM, True): _sealed(ConfirmReply),
+    (UNMASK, True): _sealed(UnmaskReply),
+    (ABORT, True): _sealed(AbortReply),
 }
 
 # First match wins, so that a subclass stands before its base.
@@ -62,15 +108,8 @@ def close_egress(message: Message, context: Context, call_next: Handler) -> Mess
     reply = call_next(message, context)
     if reply.has_error():
         raise EgressError("The app answered with an error of its own making; its text was not sent.")
-    arrays, keys = EGRESS.get(message.metadata.message_type.removesuffix(".default"), (frozenset(), frozenset()))
-    content = reply.content
-    sent = {key for record in content.config_records.values() for key in record}
-    if (
-        content.metric_records
-        or set(content.array_records) - arrays
-        or set(content.config_records) - {CONFIG}
-        or sent - keys
-    ):
+    allowed = EGRESS.get((_kind(message), read_plan(message).masked))
+    if allowed is None or not _is_allowed(reply, allowed):
         raise EgressError("The reply held records that are not on the closed list; it was not sent.")
     return reply
 
@@ -85,7 +124,39 @@ def approve(message: Message, context: Context, call_next: Handler) -> Message:
     return call_next(message, context)
 
 
+def mask(message: Message, context: Context, call_next: Handler) -> Message:
+    """Innermost: under a masked plan the update stays here, and the shares of what will mask it are sent in its place.
+
+    The training beneath knows nothing of it. Whatever the session's terms break is refused before it starts.
+
+    Raises:
+      ProtocolError, BudgetExceededError: the session is refused, or the update cannot be encoded.
+    """
+    if _kind(message) != TRAIN or not read_plan(message).masked:
+        return call_next(message, context)
+    with take_part(message, context) as part:
+        opened = part.open(message)
+        trained = call_next(message, context).content.array_records[UPDATE]
+        return secagg_reply(message, part.share(opened, {name: array.numpy() for name, array in trained.items()}))
+
+
+def _kind(message: Message) -> str:
+    return message.metadata.message_type.removesuffix(".default")
+
+
+def _is_allowed(reply: Message, allowed: Exit) -> bool:
+    content = reply.content
+    keys = {name: frozenset(record) for name, record in content.config_records.items()}
+    if content.metric_records or set(content.array_records) != allowed.arrays:
+        return False
+    if keys != ({CONFIG: allowed.keys} if allowed.keys else {}):
+        return False
+    return allowed.document is None or kind_of(secagg_bytes(reply)) == allowed.document.LAYOUT.kind
+
+
 def _code(error: Exception) -> ErrorCode:
+    if isinstance(error, ProtocolError):
+        return protocol_code(error)
     return next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.FAILED)
 
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from fedslm.config.schema import STRICT, ColumnMap, Count, Name, Positive, PrivacyUnit, build
 from fedslm.errors import ConfigError
-from fedslm.governance.plan import Plan
+from fedslm.governance.plan import Plan, Sha256
 
 SITE_FILE_KEY = "site-file"
 SITES_FOLDER_VARIABLE = "FEDSLM_SITES"
@@ -42,6 +42,17 @@ class RecordSource:
     shuffle_labels: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteKeys:
+    """What a hospital signs with, whom it trusts, and where it keeps its state; see `Site`."""
+
+    identity: Path
+    passphrase_file: Path | None
+    roster: Path
+    roster_sha256: str
+    state_folder: Path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Site:
     """One hospital's own settings.
@@ -56,6 +67,12 @@ class Site:
       simulation_seed: seeded sampling and noise, for simulations only. In a deployment it is absent and both come from
         the operating system's generator.
       log_file: where incidents are explained; it never leaves the hospital.
+      identity: file of its signing keys, for a masked plan.
+      passphrase_file: file of their passphrase; None where they have none.
+      roster: file of the consortium's roster.
+      roster_sha256: the roster that this hospital compared with the others and trusts; no other is accepted.
+      state_folder: folder for what must outlive a message: `clients/store.py` and what is sealed beside it.
+      allow_unmasked: whether a plan may be trained under which the coordinator can read this hospital's updates.
     """
 
     hospital: Name
@@ -68,6 +85,12 @@ class Site:
     physical_batch_size: Count = 32
     threads: Annotated[int, Field(ge=0)] = 0
     log_file: str | None = None
+    identity: str | None = None
+    passphrase_file: str | None = None
+    roster: str | None = None
+    roster_sha256: Sha256 | None = None
+    state_folder: str | None = None
+    allow_unmasked: bool = False
 
     def approve(self, plan: Plan) -> None:
         """Accepts a plan that this hospital's policy covers.
@@ -88,6 +111,32 @@ class Site:
             )
         if self.max_epsilon is not None and (plan.privacy.epsilon or float("inf")) > self.max_epsilon:
             raise ConfigError(f"The plan spends epsilon {plan.privacy.epsilon}, site.yaml allows {self.max_epsilon}.")
+        if not plan.masked and not self.allow_unmasked:
+            raise ConfigError(
+                f"The plan is not masked, so the coordinator could read updates, and site.yaml of {self.hospital} has "
+                "allow_unmasked=false."
+            )
+        if plan.masked:
+            self.keys()
+
+    def keys(self) -> SiteKeys:
+        """The settings that a masked plan needs.
+
+        Raises:
+          ConfigError: some are missing, by name.
+        """
+        needed = {name: getattr(self, name) for name in ("identity", "roster", "roster_sha256", "state_folder")}
+        missing = [name for name, value in needed.items() if value is None]
+        if missing:
+            raise ConfigError(f"A masked plan needs {', '.join(missing)} in site.yaml of {self.hospital}.")
+        passphrase = None if self.passphrase_file is None else Path(self.passphrase_file)
+        return SiteKeys(
+            identity=Path(needed["identity"]),
+            passphrase_file=passphrase,
+            roster=Path(needed["roster"]),
+            roster_sha256=needed["roster_sha256"],
+            state_folder=Path(needed["state_folder"]),
+        )
 
 
 def read_site(path: Path) -> Site:

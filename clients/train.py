@@ -18,12 +18,13 @@ import torch
 
 from clients.records import read_records
 from clients.site import Site
+from clients.streams import STEP, open_stream
 from fedslm.config.schema import AdapterConfig, ModelConfig
-from fedslm.crypto.prg import SecureStream, derive_key
+from fedslm.crypto.prg import SecureStream
 from fedslm.data.example import Example
 from fedslm.data.tokenise import TokenisedExample, tokenise
-from fedslm.encoding import arrays_sha256, canonical_bytes
-from fedslm.errors import DataError, ModelError
+from fedslm.encoding import arrays_sha256
+from fedslm.errors import ModelError
 from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan, PlannedAdapter
 from fedslm.models.adapters import Adapter, peft_name
@@ -156,27 +157,10 @@ def _load(adapter: Adapter, request: TrainRequest) -> None:
 
 def _read_units(site: Site) -> Units:
     examples = read_records(site).train
-    missing = sum(example.patient_id is None for example in examples)
-    if site.unit == "patient" and missing:
-        raise DataError(f"{missing} training rows have no patient id, and the unit is the patient; map a column to it.")
     owners: dict[str, list[int]] = {}
     for row, example in enumerate(examples):
         owners.setdefault(str(example.patient_id) if site.unit == "patient" else str(row), []).append(row)
     return Units(examples=examples, records_of=[np.array(rows, dtype=np.int64) for rows in owners.values()])
-
-
-def open_stream(site: Site, plan: Plan, number: int, step: int) -> SecureStream:
-    """The random stream of one step: from the operating system, or from the seed of a simulation's site.
-
-    A seeded stream is keyed by plan, hospital, round and step, so that it is never used twice and a resumed simulation
-    draws what an uninterrupted one would have.
-    """
-    if site.simulation_seed is None:
-        return SecureStream.from_os()
-    context = canonical_bytes([plan.sha256, site.hospital, number, step])
-    return SecureStream(
-        derive_key(str(site.simulation_seed).encode().rjust(32, b"0"), label="simulation", context=context)
-    )
 
 
 def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, tokenizer: Any) -> None:
@@ -189,7 +173,7 @@ def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Sit
     optimizer = OPTIMIZERS[plan.training.optimizer](parameters.values(), lr=plan.training.learning_rate)
     step = _private_step(adapter, plan, site) if plan.privacy.mode == "local" else _plain_step(adapter, site)
     for number in range(plan.training.local_steps):
-        stream = open_stream(site, plan, request.round, number)
+        stream = open_stream(site, plan, STEP, request.round, request.attempt, number)
         gradient = step(draw(units, plan, stream, tokenizer), stream)
         for name, parameter in parameters.items():
             pull = plan.training.proximal_mu * (parameter.detach() - start[name])

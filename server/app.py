@@ -14,10 +14,14 @@ from fedslm.flower.bundle import RUN_FOLDER_KEY
 from fedslm.governance.plan import Plan
 from fedslm.reporting.card import write_card
 from fedslm.reporting.events import Announcer, EventLog, Observer
+from fedslm.reporting.promise import bound_words
+from server.aggregate import AggregateFile
 from server.checkpoints import Checkpoint, write_adapter
 from server.clear_grid import ClearGrid
 from server.rounds import RoundLoop, trained_names
 from server.run_folder import RunFolder
+from server.secure_grid import SecureGrid
+from server.sessions import SessionCounter
 from server.strategies import build_strategy
 from server.summary import record_failure, summarise
 
@@ -86,6 +90,7 @@ def run_plan(
 
     Raises:
       TooFewHospitalsError, RunError: see `RoundLoop.run`; every event up to then is in the log.
+      RosterError, SignatureError: the plan is masked, and its roster or its signature is not the coordinator's.
     """
     run = RunFolder(path)
     plan, start = run.plan(), run.latest()
@@ -93,8 +98,7 @@ def run_plan(
         announcer = Announcer(log, *observers)
         started = time.monotonic()
         announcer.emit("run_started", **_described(plan, start, seeded=seeded))
-        frozen = {name: array for name, array in start.adapter.items() if name not in trained_names(plan, start)}
-        clear = ClearGrid(grid, plan=plan, frozen=frozen, announcer=announcer)
+        exchange = _round_grid(grid, run, start, announcer)
         loop = RoundLoop(
             plan=plan,
             strategy=build_strategy(plan.strategy, min_cohort=plan.min_cohort),
@@ -103,11 +107,29 @@ def run_plan(
             after_round=None if after_round is None else lambda checkpoint: after_round(announcer, checkpoint),
         )
         if start.round < plan.training.rounds:
-            clear.join(timeout_s=min(JOIN_TIMEOUT_S, plan.deadline_s))
-        end = loop.run(clear, start)
+            exchange.join(timeout_s=min(JOIN_TIMEOUT_S, plan.deadline_s))
+        end = loop.run(exchange, start)
         _write_result(run, plan, end, seeded=seeded)
         announcer.emit("run_finished", round=end.round, seconds=time.monotonic() - started)
     return end
+
+
+def _round_grid(grid: Grid, run: RunFolder, start: Checkpoint, announcer: Announcer) -> ClearGrid | SecureGrid:
+    """The grid that the plan calls for: one that sees every update, or one that sees only their sum."""
+    plan = run.plan()
+    frozen = {name: array for name, array in start.adapter.items() if name not in trained_names(plan, start)}
+    counter = SessionCounter(run.sessions, at_least=start.sessions)
+    if not plan.masked:
+        return ClearGrid(grid, plan=plan, frozen=frozen, announcer=announcer, counter=counter)
+    return SecureGrid(
+        grid,
+        charter=run.charter(),
+        frozen=frozen,
+        announcer=announcer,
+        counter=counter,
+        aggregates=AggregateFile(run.aggregate),
+        finished=start.sessions,
+    )
 
 
 def _write_result(run: RunFolder, plan: Plan, end: Checkpoint, *, seeded: bool) -> None:
@@ -143,6 +165,7 @@ def _described(plan: Plan, start: Checkpoint, *, seeded: bool) -> dict[str, obje
             "noise_multiplier": privacy.noise_multiplier,
         },
         "masked": plan.masked,
+        "bound": bound_words(plan),
         "seeded": seeded,
         "model": plan.model.name,
         "adapter_parameters": plan.adapter.trained_parameters,

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from fedslm.config.checks import check_delta, check_hospitals
-from fedslm.config.schema import FederationConfig
+from fedslm.config.schema import MIN_MASKED_HOSPITALS, FederationConfig, check_masking
 from fedslm.encoding import arrays_sha256
 from fedslm.governance.plan import (
     Plan,
     PlannedAdapter,
     PlannedHospital,
     PlannedPrivacy,
+    PlannedSecAgg,
     PlannedTraining,
     proximal_mu,
 )
@@ -25,6 +26,7 @@ from fedslm.models.adapters import Adapter, describe
 from fedslm.models.loading import load_base
 from fedslm.privacy.accounting import calibrate_noise_multiplier
 from fedslm.privacy.mechanism import DEFAULT_MAX_PARAMETERS
+from fedslm.secagg.terms import default_colluders
 
 Population = dict[str, int]
 
@@ -50,9 +52,12 @@ def draft_plan(config: FederationConfig, population: Population, *, seed: int | 
       population: declared number of privacy units by hospital name, in plan order.
       seed: of a simulation; None draws nonce and initial adapter from the operating system.
     Raises:
-      ConfigError: too few hospitals. PrivacyError: delta too large, or epsilon out of reach. ModelError: no such model.
+      ConfigError: too few hospitals, or too few for what secure aggregation is to promise. PrivacyError: delta too
+        large, or epsilon out of reach. ModelError: no such model.
     """
-    check_hospitals(tuple(population), min_cohort=config.min_cohort)
+    is_masked = config.secagg.mode == "masked"
+    check_hospitals(tuple(population), min_cohort=least_cohort(config, len(population)), masked=is_masked)
+    secagg = _secagg(config, len(population))
     if config.privacy.mode == "local":
         for name, units in population.items():
             check_delta(config.privacy.delta, population=units, hospital=name)
@@ -78,12 +83,14 @@ def draft_plan(config: FederationConfig, population: Population, *, seed: int | 
         targets=adapter.targets,
         fan_in_fan_out=base.model_type == "gpt2",
     )
-    plan = _plan(config, planned, _privacy(config, population, count), _hospitals(config, population), secret)
+    plan = _plan(config, planned, _privacy(config, population, count), _hospitals(config, population), secagg, secret)
     return Draft(plan=plan, initial={**trained, **frozen}, description=shape)
 
 
 def alone(plan: Plan, names: tuple[str, ...], *, population: int, name: str) -> Plan:
     """The same plan for one hospital by itself: what a comparison trains with, at the same privacy.
+
+    It is in the clear: there is nobody to hide one update among.
 
     Args:
       names: whose records it stands for (one hospital, or all of them pooled); goes into the nonce.
@@ -91,7 +98,7 @@ def alone(plan: Plan, names: tuple[str, ...], *, population: int, name: str) -> 
     """
     hospital = PlannedHospital(name=name, declared_population=population, weight=1.0)
     nonce = hashlib.sha256(f"{plan.nonce} alone {names}".encode()).hexdigest()[:32]
-    return dataclasses.replace(plan, nonce=nonce, hospitals=(hospital,), min_cohort=1)
+    return dataclasses.replace(plan, nonce=nonce, hospitals=(hospital,), min_cohort=1, secagg=None)
 
 
 def _plan(
@@ -99,6 +106,7 @@ def _plan(
     adapter: PlannedAdapter,
     privacy: PlannedPrivacy,
     hospitals: tuple[PlannedHospital, ...],
+    secagg: PlannedSecAgg | None,
     secret: bytes,
 ) -> Plan:
     training = PlannedTraining(
@@ -109,7 +117,7 @@ def _plan(
         proximal_mu=proximal_mu(config.strategy),
     )
     return Plan(
-        version=1,
+        version=2,
         nonce=hashlib.sha256(b"nonce" + secret).hexdigest()[:32],
         model=config.model,
         adapter=adapter,
@@ -117,8 +125,8 @@ def _plan(
         training=training,
         strategy=config.strategy,
         hospitals=hospitals,
-        min_cohort=config.min_cohort,
-        masked=False,
+        min_cohort=least_cohort(config, len(hospitals)),
+        secagg=secagg,
         deadline_s=config.deadline_s,
     )
 
@@ -146,6 +154,36 @@ def _privacy(config: FederationConfig, population: Population, parameters: int) 
         sample_rate=asked.sample_rate,
         max_records_per_unit=asked.max_records_per_unit,
         max_sessions=sessions,
+    )
+
+
+def least_cohort(config: FederationConfig, hospitals: int) -> int:
+    """The plan's `min_cohort`: as asked for, or the fewest whose sum hides one among `honest` from the colluders."""
+    if config.min_cohort is not None:
+        return config.min_cohort
+    if config.secagg.mode == "none":
+        return 2
+    return max(MIN_MASKED_HOSPITALS, _colluders(config, hospitals) + config.secagg.honest)
+
+
+def _colluders(config: FederationConfig, hospitals: int) -> int:
+    asked = config.secagg.colluders
+    return default_colluders(hospitals) if asked is None else asked
+
+
+def _secagg(config: FederationConfig, hospitals: int) -> PlannedSecAgg | None:
+    asked = config.secagg
+    if asked.mode == "none":
+        return None
+    colluders, least = _colluders(config, hospitals), least_cohort(config, hospitals)
+    # Here already, though the plan does it again: before a model is loaded and noise is calibrated.
+    check_masking(hospitals=hospitals, min_cohort=least, colluders=colluders, honest=asked.honest)
+    return PlannedSecAgg(
+        colluders=colluders,
+        honest=asked.honest,
+        ring_bits=asked.ring_bits,
+        value_range=asked.value_range,
+        step_deadline_s=asked.step_deadline_s,
     )
 
 

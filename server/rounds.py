@@ -8,22 +8,43 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
 
 from fedslm.errors import RunError
-from fedslm.flower.records import plan_config, to_array_record
+from fedslm.flower.records import to_array_record
 from fedslm.governance.plan import Plan
 from fedslm.privacy.accounting import EpsilonCurve
 from fedslm.privacy.planned import planned_mechanism
 from fedslm.reporting.events import Announcer
 from server.checkpoints import Checkpoint, Checkpoints
-from server.clear_grid import ClearGrid
-from server.strategies import restore_strategy, strategy_state
+from server.strategies import require_linear, restore_strategy, strategy_state
+
+
+class RoundGrid(Protocol):
+    """A grid that runs a whole round when it is asked to send: `ClearGrid` or `SecureGrid`."""
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Whose updates are in the last round's mean, in the plan's order."""
+        ...
+
+    @property
+    def sessions(self) -> int:
+        """Sessions started in this run so far, finished or not."""
+        ...
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that joined."""
+        ...
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Runs a round."""
+        ...
 
 
 class RoundLoop:
@@ -42,7 +63,11 @@ class RoundLoop:
 
         Args:
           after_round: called with every new checkpoint. A simulation scores the adapter in it, on data it owns.
+        Raises:
+          ConfigError: the plan is masked, and the strategy needs more than a mean.
         """
+        if plan.masked:
+            require_linear(strategy)
         self._plan = plan
         self._strategy = strategy
         self._checkpoints = checkpoints
@@ -50,7 +75,7 @@ class RoundLoop:
         self._after_round = after_round
         self._curve = epsilon_curve(plan)
 
-    def run(self, grid: ClearGrid, start: Checkpoint) -> Checkpoint:
+    def run(self, grid: RoundGrid, start: Checkpoint) -> Checkpoint:
         """Runs the rounds after `start` to the plan's last.
 
         Raises:
@@ -63,14 +88,14 @@ class RoundLoop:
             checkpoint = self._round(grid, number, checkpoint)
         return checkpoint
 
-    def _round(self, grid: ClearGrid, number: int, before: Checkpoint) -> Checkpoint:
+    def _round(self, grid: RoundGrid, number: int, before: Checkpoint) -> Checkpoint:
         started = time.monotonic()
         self._announcer.emit("round_started", round=number)
         trained = self._exchange(grid, number, before)
         after = dataclasses.replace(
             before,
             round=number,
-            sessions=before.sessions + 1,
+            sessions=grid.sessions,  # attempts that came to nothing have cost as much
             adapter={**before.adapter, **trained},
             strategy=strategy_state(self._strategy),
         )
@@ -86,10 +111,10 @@ class RoundLoop:
             self._after_round(after)
         return after
 
-    def _exchange(self, grid: ClearGrid, number: int, before: Checkpoint) -> dict[str, np.ndarray[Any, Any]]:
+    def _exchange(self, grid: RoundGrid, number: int, before: Checkpoint) -> dict[str, np.ndarray[Any, Any]]:
         trained = {name: before.adapter[name] for name in trained_names(self._plan, before)}
-        config = plan_config(self._plan)
-        messages = self._strategy.configure_train(number, to_array_record(trained), config, grid)
+        asked: Any = grid  # Flower wants its own class, and calls `get_node_ids` only
+        messages = self._strategy.configure_train(number, to_array_record(trained), ConfigRecord(), asked)
         replies = grid.send_and_receive(messages, timeout=self._plan.deadline_s)
         aggregated, _ = self._strategy.aggregate_train(number, replies)
         return _finite(aggregated, number)

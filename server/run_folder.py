@@ -14,6 +14,8 @@ import yaml
 
 from fedslm.errors import ConfigError, RunError
 from fedslm.governance.plan import Plan
+from fedslm.governance.roster import read_roster
+from server.charter import Charter
 from server.checkpoints import Checkpoint, Checkpoints, sync, write_json
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -22,7 +24,8 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 class RunFolder:
     """The files of one run, locked against a second run while open.
 
-    plan.json config.yaml events.jsonl checkpoints/ summary.json adapter/
+    plan.json config.yaml events.jsonl sessions.json checkpoints/ summary.json adapter/
+    and, of a masked run, roster.json plan.sig aggregate.safetensors
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,17 +33,31 @@ class RunFolder:
         self.path = path
         self.events = path / "events.jsonl"
         self.adapter = path / "adapter"
+        self.sessions = path / "sessions.json"
+        self.aggregate = path / "aggregate.safetensors"
         self._lock: TextIO | None = None
 
     def create(
-        self, plan: Plan, *, settings: Mapping[str, Any], description: Mapping[str, Any], initial: Arrays
+        self,
+        plan: Plan,
+        *,
+        settings: Mapping[str, Any],
+        description: Mapping[str, Any],
+        initial: Arrays,
+        roster: bytes | None = None,
+        plan_signature: bytes | None = None,
     ) -> None:
         """Makes the folder with its plan, settings and the initial adapter as checkpoint 0.
 
+        Args:
+          roster: the consortium's signed roster, as `sign_roster` writes it; a masked plan needs it.
+          plan_signature: the coordinator's over the plan, under that roster; a masked plan needs it.
         Raises:
-          ConfigError: it holds a run already, or another process has it.
+          ConfigError: it holds a run already, another process has it, or a masked plan comes without roster or signature.
           RunError: it cannot be written.
         """
+        if plan.masked and (roster is None or plan_signature is None):
+            raise ConfigError("A masked plan needs the roster and the coordinator's signature; sign the plan first.")
         if (self.path / "plan.json").exists():
             raise ConfigError(f"{self.path} holds a run already; choose another run_folder, or resume={self.path}.")
         try:
@@ -51,7 +68,13 @@ class RunFolder:
             self._checkpoints(plan, description).save(
                 Checkpoint(round=0, sessions=0, adapter=dict(initial), strategy={})
             )
-            (self.path / "plan.json").write_bytes(plan.to_bytes())
+            for name, content in (
+                ("roster.json", roster),
+                ("plan.sig", plan_signature),
+                ("plan.json", plan.to_bytes()),
+            ):
+                if content is not None:
+                    (self.path / name).write_bytes(content)
             sync(self.path)
         except OSError as error:
             raise RunError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
@@ -83,6 +106,21 @@ class RunFolder:
     def plan(self) -> Plan:
         """The run's plan, read strictly."""
         return Plan.from_bytes((self.path / "plan.json").read_bytes())
+
+    def charter(self) -> Charter:
+        """The masked plan with its roster and signature, verified.
+
+        Raises:
+          RunError: a file is missing. RosterError, SignatureError: they do not belong together.
+        """
+        try:
+            roster, signature = (self.path / "roster.json").read_bytes(), (self.path / "plan.sig").read_bytes()
+        except OSError as error:
+            raise RunError(
+                f"The masked run in {self.path} lacks its roster or its plan's signature ({error.strerror}); "
+                "put roster.json and plan.sig back."
+            ) from None
+        return Charter(plan=self.plan(), roster=read_roster(roster), signature=signature)
 
     def settings(self) -> dict[str, Any]:
         """The settings the run was started with."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
 from fedslm.config.schema import FedAdagradConfig, FedAdamConfig, FedAvgMConfig, FedProxConfig, StrategyConfig
-from fedslm.errors import RunError
+from fedslm.errors import ConfigError, RunError
 from fedslm.flower.records import ARRAYS, CONFIG
 
 WEIGHT = "weight"
 ADAPTIVE = (FedAdam, FedYogi, FedAdagrad)
+LINEAR = (FedAvg, FedAvgM, FedProx, *ADAPTIVE)
 StateArrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -44,6 +45,20 @@ def build_strategy(config: StrategyConfig, *, min_cohort: int) -> FedAvg:
             return kind(**common, eta=config.eta, beta_1=config.beta_1, beta_2=config.beta_2, tau=config.tau)
         case _:
             return FedAvg(**common)
+
+
+def require_linear(strategy: Strategy) -> None:
+    """Refuses a strategy that does anything with replies but average them, for use under secure aggregation.
+
+    Raises:
+      ConfigError: it is none of Flower's averaging strategies, or a variant with an aggregation of its own.
+    """
+    known = {kind.aggregate_train for kind in LINEAR}
+    if not isinstance(strategy, LINEAR) or type(strategy).aggregate_train not in known:
+        raise ConfigError(
+            f"{type(strategy).__name__} aggregates in a way of its own, which may need each hospital's update by itself, but "
+            f"under secure aggregation the coordinator has only their sum; use {', '.join(k.__name__ for k in LINEAR)}."
+        )
 
 
 def strategy_state(strategy: FedAvg) -> StateArrays:

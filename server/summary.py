@@ -9,11 +9,11 @@ from typing import Any
 
 from fedslm.errors import FedSLMError
 from fedslm.reporting.events import Announcer, EventLog, Observer
+from fedslm.reporting.promise import bound_words, notice
 from server.checkpoints import Checkpoint
 from server.rounds import epsilon_curve
 from server.run_folder import RunFolder
-
-UNMASKED = "Updates are not encrypted yet: the coordinator can read each hospital's update."
+from server.sessions import SessionCounter
 
 
 def summarise(run: RunFolder, end: Checkpoint, *, status: str, seeded: bool, started: float) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def summarise(run: RunFolder, end: Checkpoint, *, status: str, seeded: bool, sta
     """
     plan = run.plan()
     privacy, curve = plan.privacy, epsilon_curve(plan)
+    sessions = SessionCounter(run.sessions, at_least=end.sessions).started  # a session that failed has cost as much
     return {
         "status": status,
         "run_id": plan.run_id,
@@ -37,13 +38,15 @@ def summarise(run: RunFolder, end: Checkpoint, *, status: str, seeded: bool, sta
         "hospitals": list(plan.names),
         "rounds": end.round,
         "privacy": privacy.mode,
-        "epsilon": None if curve is None else curve.epsilon(end.sessions),
+        "epsilon": None if curve is None else curve.epsilon(sessions),
         "delta": privacy.delta,
         "unit": privacy.unit,
         "noise_multiplier": privacy.noise_multiplier,
         "masked": plan.masked,
+        "bound": bound_words(plan),
+        "notice": notice(plan),
+        "sessions": sessions,
         "seeded": seeded,
-        "notice": UNMASKED,
         "seconds": time.monotonic() - started,
         "peak_rss_bytes": _peak_rss_bytes(),
     }

@@ -13,10 +13,11 @@ import yaml
 from clients.records import Records, read_records
 from clients.records.jsonl import hospitals_in
 from clients.site import SITE_FILE_KEY, RecordSource, Site
-from fedslm.config.checks import check_hospitals, check_patients
+from fedslm.config.checks import check_hospitals
 from fedslm.config.schema import DataConfig, FederationConfig, RuntimeConfig
 from fedslm.data.hospitals import hospital_names
 from fedslm.data.partition import count_units
+from server.planning import least_cohort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,11 @@ class Consortium:
         """Declared privacy units by hospital, in plan order."""
         return {site.hospital: site.declared_population for site in self.sites}
 
+    def in_the_clear(self) -> Consortium:
+        """The same sites for plans that are not masked: those of one hospital by itself."""
+        sites = tuple(dataclasses.replace(site, allow_unmasked=True) for site in self.sites)
+        return dataclasses.replace(self, sites=sites)
+
     def pooled(self, name: str) -> Site:
         """One site that holds every hospital's records: what no consortium could have, as the yardstick."""
         sources = tuple(source for site in self.sites for source in site.sources)
@@ -49,17 +55,17 @@ def gather(config: FederationConfig, *, log_file: Path | None = None) -> Consort
     In a simulation each hospital declares the number of units it was given; a deployment declares a constant.
 
     Raises:
-      ConfigError: fewer than two hospitals. DataError: unreadable records, an empty hospital, missing patient ids.
+      ConfigError: fewer than two hospitals, or than three for a masked run.
+      DataError: unreadable records, an empty hospital, missing patient ids.
     """
     names = _names(config)
-    check_hospitals(names, min_cohort=config.min_cohort)
+    least = least_cohort(config, len(names))
+    check_hospitals(names, min_cohort=least, masked=config.secagg.mode == "masked")
     records: dict[str, Records] = {}
     sites = []
     for name in names:
         site = _site(config, name, names, log_file)
         records[name] = read_records(site)
-        missing = sum(example.patient_id is None for example in records[name].train)
-        check_patients(missing, unit=config.privacy.unit, hospital=name)
         units = count_units(records[name].train, unit=config.privacy.unit)
         sites.append(dataclasses.replace(site, declared_population=units))
     return Consortium(sites=tuple(sites), records=records)
@@ -114,6 +120,7 @@ def _site(config: FederationConfig, name: str, names: tuple[str, ...], log_file:
         unit=config.privacy.unit,
         declared_population=1,  # replaced as soon as the records are read
         allow_privacy_none=config.privacy.mode == "none",
+        allow_unmasked=config.secagg.mode == "none",
         simulation_seed=config.seed,
         physical_batch_size=config.training.physical_batch_size,
         threads=share_cores(config.runtime, len(names)).threads,

@@ -25,8 +25,10 @@ from fedslm.privacy.accounting import epsilon_spent
 from fedslm.privacy.gradients import Batch, mean_gradient
 from fedslm.privacy.planned import planned_mechanism
 from fedslm.reporting.drawing import duration_words, size_words
+from fedslm.reporting.promise import UNMASKED, bound_words
 from server.planning import draft_plan
 from simulations.consortium import Consortium, gather
+from simulations.traffic import session_traffic
 
 PROBE_FLOPS = 2e11
 SAMPLE = 500  # records whose length is looked at
@@ -62,6 +64,8 @@ def estimate(overrides: Sequence[str]) -> dict[str, Any]:
         "delta": plan.privacy.delta,
         "unit": plan.privacy.unit,
         "masked": plan.masked,
+        "bound": bound_words(plan),
+        "sessions": plan.privacy.max_sessions,
         "hospitals": rows,
         "seconds_one_after_the_other": sum(row["seconds"] for row in rows.values()),
     }
@@ -87,13 +91,14 @@ def _row(
     )
     steps = plan.training.rounds * plan.training.local_steps
     frozen = sum(array.size for array in adapter.arrays(trained=False).values())
+    traffic = session_traffic(plan, name, frozen=frozen)
     return {
         "patients" if plan.privacy.unit == "patient" else "records": units,
         "epsilon": _epsilon(plan, name),
         "noise_multiplier": plan.privacy.noise_multiplier,
         "expected_records_per_step": records,
-        "bytes_up": 4 * plan.adapter.trained_parameters * plan.training.rounds,
-        "bytes_down": (4 * (plan.adapter.trained_parameters + frozen) + len(plan.to_bytes())) * plan.training.rounds,
+        "bytes_up": traffic.up * plan.training.rounds,
+        "bytes_down": traffic.down * plan.training.rounds,
         "memory_bytes": _memory_bytes(config, plan, base, length),
         "seconds": records * length * steps * seconds_per_token,
     }
@@ -164,8 +169,7 @@ def _head(found: Mapping[str, Any]) -> list[str]:
     ]
     if found["privacy"] == "none":
         lines.append("PRIVACY OFF: the adapter may remember what patients' notes say.")
-    if not found["masked"]:
-        lines.append("Updates are NOT encrypted yet: the coordinator can read each one.")
+    lines.append(f"Encrypted: {found['bound']}." if found["masked"] else UNMASKED)
     return lines
 
 
@@ -173,6 +177,7 @@ def _foot(found: Mapping[str, Any]) -> list[str]:
     total = duration_words(found["seconds_one_after_the_other"])
     return [
         "Records are those expected in a step; up, down and time are for the whole run.",
-        f"Epsilon at delta {found['delta']:g} per {found['unit']}, add/remove, after all {found['rounds']} rounds.",
+        f"Epsilon at delta {found['delta']:g} per {found['unit']}, add/remove, after all {found['sessions']} sessions: the "
+        f"rounds and {found['sessions'] - found['rounds']} more for rounds that must be tried again.",
         f"Memory and time are estimates for this machine; one after the other the hospitals take {total}.",
     ]

@@ -6,18 +6,19 @@ import importlib.util
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from clients.site import SITES_FOLDER_VARIABLE
 from fedslm.config.schema import RuntimeConfig
 from fedslm.errors import ConfigError
-from fedslm.flower.compat import Run, run_in_ray
+from fedslm.flower.compat import run_in_ray
+from fedslm.flower.grids import ForwardingGrid
 
 
 def run_with_ray(server_app: ServerApp, *, sites: Path, nodes: int, runtime: RuntimeConfig) -> None:
@@ -63,7 +64,7 @@ class StoppedError(Exception):
     """The run was interrupted while its ServerApp was at work in another thread."""
 
 
-class StoppableGrid(Grid):
+class StoppableGrid(ForwardingGrid):
     """Passes everything on to a grid until it is told to stop; then every call raises.
 
     Attributes:
@@ -74,45 +75,14 @@ class StoppableGrid(Grid):
 
     def __init__(self, grid: Grid, stop: threading.Event) -> None:
         """Wraps `grid`; `stop` ends it from any thread."""
-        self._wrapped = grid
+        super().__init__(grid)
         self._stop = stop
 
     @property
     def _grid(self) -> Grid:
         if self._stop.is_set():
             raise StoppedError
-        return self._wrapped
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Passed on."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Passed on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Passed on."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Passed on."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-    def set_run(self, run: Run) -> None:
-        """Passed on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Passed on."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Makes a message as Flower 1.41 does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return super()._grid
 
 
 class _Stoppable:

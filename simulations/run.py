@@ -15,7 +15,6 @@ import torch
 from flwr.app import Context, RecordDict
 
 from clients.app import build_client_app
-from clients.site import Site
 from clients.train import Workbench
 from fedslm.config.checks import check
 from fedslm.config.compose import changed, compose_values
@@ -27,16 +26,18 @@ from fedslm.reporting.closing import closing_lines
 from fedslm.reporting.events import Announcer, Event, EventLog, Observer, read_events
 from server.app import build_server_app
 from server.checkpoints import Checkpoint
-from server.planning import draft_plan
+from server.planning import Draft, draft_plan
 from server.run_folder import RunFolder
 from server.summary import record_failure, summarise
 from simulations.comparison import Contest, check_comparable, compare
 from simulations.consortium import Consortium, gather, share_cores, write_sites
+from simulations.identities import Identities, with_identities
 from simulations.local_grid import LocalGrid
 from simulations.ray_runtime import run_with_ray
 from simulations.scoring import RoundScorer, Scorer
 
 RESUME = "resume="
+SITES = "sites"
 INCIDENTS = "incidents.log"
 NOT_IN_THE_PLAN = ("compare", "evaluation", "runtime")
 
@@ -124,8 +125,22 @@ def prepare(overrides: Sequence[str]) -> _Prepared:
     consortium = _gathered(config)
     draft = draft_plan(config, consortium.population, seed=config.seed)
     folder = RunFolder(_folder_path(config, draft.plan))
-    folder.create(draft.plan, settings=settings, description=draft.description, initial=draft.initial)
+    _create(folder, draft, settings)
     return _Prepared(Job(config=config, settings=settings, consortium=consortium, folder=folder, plan=draft.plan))
+
+
+def _create(folder: RunFolder, draft: Draft, settings: Mapping[str, Any]) -> None:
+    identities = Identities.draw(draft.plan) if draft.plan.masked else None
+    folder.create(
+        draft.plan,
+        settings=settings,
+        description=draft.description,
+        initial=draft.initial,
+        roster=None if identities is None else identities.roster,
+        plan_signature=None if identities is None else identities.plan_signature,
+    )
+    if identities is not None:
+        identities.write(folder.path / SITES)
 
 
 def prepare_resume(path: Path, overrides: Sequence[str]) -> _Prepared:
@@ -227,24 +242,27 @@ def _federate(job: Job, bench: Workbench, scorer: Scorer, observers: tuple[Obser
         last_round=job.plan.training.rounds,
     )
     server_app = build_server_app(folder=path, observers=observers, after_round=after_round, seeded=True)
-    configs = write_sites(_with_log(job), path / "sites")
+    configs = write_homes(job)
     if job.config.runtime.name == "ray":
-        run_with_ray(server_app, sites=path / "sites", nodes=len(configs), runtime=job.config.runtime)
+        run_with_ray(server_app, sites=path / SITES, nodes=len(configs), runtime=job.config.runtime)
         return
     parallel = share_cores(job.config.runtime, len(configs)).parallel
     with LocalGrid(build_client_app(bench), configs, parallel=parallel) as grid:
         server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
 
 
-def _with_log(job: Job) -> tuple[Site, ...]:
-    log_file = str((job.folder.path / "sites" / INCIDENTS).resolve())
-    return tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
+def write_homes(job: Job) -> list[dict[str, str]]:
+    """Writes every hospital's site file into the run folder, and returns each node's configuration."""
+    folder = job.folder.path / SITES
+    log_file = str((folder / INCIDENTS).resolve())
+    sites = tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
+    return write_sites(with_identities(sites, folder) if job.plan.masked else sites, folder)
 
 
 def _contest(job: Job, bench: Workbench, scorer: Scorer, final: Checkpoint) -> Contest:
     return Contest(
         plan=job.plan,
-        consortium=job.consortium,
+        consortium=job.consortium.in_the_clear(),
         bench=bench,
         parallel=share_cores(job.config.runtime, len(job.plan.hospitals) + 1).parallel,
         scorer=scorer,
@@ -262,7 +280,7 @@ def _record_failure(job: Job, observers: tuple[Observer, ...], error: BaseExcept
     summary = record_failure(job.folder, observers, error, resume_command=command, seeded=True, started=started)
     for line in closing_lines({**summary, "resume_command": command}) if summary else ():
         error.add_note(line)
-    incidents = job.folder.path / "sites" / INCIDENTS
+    incidents = job.folder.path / SITES / INCIDENTS
     if incidents.is_file():
         error.add_note(f"incidents   {incidents}")
 

@@ -6,13 +6,34 @@ import dataclasses
 from typing import Any
 
 from fedslm.config.schema import FedAdamConfig, ModelConfig
-from fedslm.governance.plan import Plan, PlannedAdapter, PlannedHospital, PlannedPrivacy, PlannedTraining
+from fedslm.governance.plan import (
+    Plan,
+    PlannedAdapter,
+    PlannedHospital,
+    PlannedPrivacy,
+    PlannedSecAgg,
+    PlannedTraining,
+)
+
+UNPRIVATE = {"mode": "none", "epsilon": None, "noise_multiplier": 0.0}
+SECAGG = PlannedSecAgg(colluders=0, honest=2, ring_bits=32, value_range=4.0, step_deadline_s=45.0)
+
+
+def toy_hospitals(count: int) -> tuple[PlannedHospital, ...]:
+    """hospital-0, hospital-1, ... of one size."""
+    return tuple(PlannedHospital(name=f"hospital-{n}", declared_population=40, weight=1.0) for n in range(count))
+
+
+def masked_plan(**changes: Any) -> Plan:
+    """`toy_plan`, masked; `secagg={...}` changes fields of the secure aggregation."""
+    secagg = dataclasses.replace(SECAGG, **changes.pop("secagg", {}))
+    return toy_plan(**{"secagg": secagg, "min_cohort": 3, **changes})
 
 
 def toy_plan(**changes: Any) -> Plan:
-    """A plan for three hospitals; `changes` replace fields, a dict changes fields of a part: `privacy={"mode": ...}`."""
+    """A plan for three hospitals, in the clear; `changes` replace fields, a dict fields of a part: `privacy={...}`."""
     plan = Plan(
-        version=1,
+        version=2,
         nonce="0" * 32,
         model=ModelConfig(name="toy", source="/models/toy", max_length_tokens=32),
         adapter=PlannedAdapter(
@@ -37,9 +58,9 @@ def toy_plan(**changes: Any) -> Plan:
         ),
         training=PlannedTraining(rounds=3, local_steps=1, learning_rate=1.0, optimizer="sgd", proximal_mu=0.0),
         strategy=FedAdamConfig(name="fedadam", eta=0.02, beta_1=0.9, beta_2=0.99, tau=1e-6),
-        hospitals=tuple(PlannedHospital(name=f"hospital-{n}", declared_population=40, weight=1.0) for n in range(3)),
+        hospitals=toy_hospitals(3),
         min_cohort=2,
-        masked=False,
+        secagg=None,
         deadline_s=60.0,
     )
     parts = {

@@ -43,6 +43,17 @@ class Clock:
         return self.now
 
 
+class Counting:
+    """Counts sessions in memory."""
+
+    def __init__(self, started: int = 0) -> None:
+        self.started = started
+
+    def start(self) -> int:
+        self.started += 1
+        return self.started
+
+
 def answers(update: Callable[[Arrays], Arrays]) -> Behaviour:
     """A hospital that answers with an update made from the global adapter."""
     return lambda message: update_reply(message, update(from_array_record(message.content.array_records["arrays"])))

@@ -25,7 +25,8 @@ def read_records(site: Site) -> Records:
     """Reads all of a site's sources.
 
     Raises:
-      DataError: a source cannot be read, or nothing is left to train on.
+      DataError: a source cannot be read, nothing is left to train on, or rows do not say whose they are where the
+        patient is the privacy unit.
     """
     readers: dict[str, Callable[[RecordSource], tuple[tuple[Example, ...], tuple[Example, ...]]]] = {
         "jsonl": read_jsonl,
@@ -38,6 +39,12 @@ def read_records(site: Site) -> Records:
     if not train:
         raise DataError(
             f"The hospital {site.hospital} has no records to train on; check its source and the hospital column."
+        )
+    missing = sum(example.patient_id is None for example in train)
+    if site.unit == "patient" and missing:
+        raise DataError(
+            f"{missing} training rows of {site.hospital} have no patient id, and the privacy unit is the patient; map a "
+            "column to it (in a simulation data.columns.patient_id), or agree on the record as unit."
         )
     return Records(train=train, held_out=tuple(example for part in parts for example in part[1]))
 

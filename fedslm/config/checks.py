@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Callable
 
-from fedslm.config.schema import NAME_PATTERN, DataConfig, FederationConfig
-from fedslm.errors import ConfigError, DataError, PrivacyError
+from fedslm.config.schema import MIN_MASKED_HOSPITALS, NAME_PATTERN, DataConfig, FederationConfig, check_masking
+from fedslm.errors import ConfigError, PrivacyError
 
 
 def check(config: FederationConfig) -> None:
@@ -20,12 +20,14 @@ def check(config: FederationConfig) -> None:
         rule(config)
 
 
-def check_hospitals(names: tuple[str, ...], *, min_cohort: int) -> None:
+def check_hospitals(names: tuple[str, ...], *, min_cohort: int, masked: bool = False) -> None:
     """Refuses a federation of fewer hospitals than a federation needs.
 
+    Args:
+      masked: updates are to be encrypted, which takes three.
     Raises:
-      ConfigError: one hospital only, or fewer than `min_cohort`; or a name that is none, which is not shown: a wrong
-        column may hold notes.
+      ConfigError: one hospital only, too few to encrypt, or fewer than `min_cohort`; or a name that is none, which is not
+        shown: a wrong column may hold notes.
     """
     for name in names:
         if not re.fullmatch(NAME_PATTERN, name):
@@ -38,6 +40,8 @@ def check_hospitals(names: tuple[str, ...], *, min_cohort: int) -> None:
             f"The number of hospitals in the data is {len(names)}, a federation needs at least 2; "
             "see data.columns.hospital."
         )
+    if masked and len(names) < MIN_MASKED_HOSPITALS:
+        check_masking(hospitals=len(names), min_cohort=min_cohort, colluders=0, honest=0)
     if len(names) < min_cohort:
         raise ConfigError(
             f"min_cohort={min_cohort} but the data has {len(names)} hospitals; lower min_cohort or add hospitals."
@@ -61,19 +65,6 @@ def check_delta(delta: float, *, population: int, hospital: str) -> None:
 def floor_delta(largest: float) -> float:
     """The largest power of ten that is at most `largest`: a delta people write down."""
     return float(10.0 ** math.floor(math.log10(largest)))
-
-
-def check_patients(missing: int, *, unit: str, hospital: str) -> None:
-    """Refuses the patient as privacy unit where rows do not say whose they are.
-
-    Raises:
-      DataError: some rows have no patient id.
-    """
-    if unit == "patient" and missing:
-        raise DataError(
-            f"{missing} rows of {hospital} have no patient id, and privacy.unit=patient needs one; "
-            "set data.columns.patient_id, or privacy.unit=record."
-        )
 
 
 def _embedded_model_with_room(config: FederationConfig) -> None:
@@ -136,6 +127,17 @@ def _epsilon_with_privacy(config: FederationConfig) -> None:
         raise ConfigError(f"privacy=none but privacy.epsilon={config.privacy.epsilon:g}; remove one of the two.")
 
 
+def _masked_sums_hide(config: FederationConfig) -> None:
+    # How many hospitals there are is not known yet; the plan checks the same numbers again with it.
+    if config.secagg.mode == "masked" and config.min_cohort is not None:
+        check_masking(
+            hospitals=MIN_MASKED_HOSPITALS,
+            min_cohort=config.min_cohort,
+            colluders=config.secagg.colluders or 0,
+            honest=config.secagg.honest,
+        )
+
+
 _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _embedded_model_with_room,
     _hub_model_is_pinned,
@@ -143,4 +145,5 @@ _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _file_has_path_and_columns,
     _record_unit_has_one_record,
     _epsilon_with_privacy,
+    _masked_sums_hide,
 )

@@ -35,6 +35,11 @@ GROUPS = (
     "experiment",
 )
 
+NOT_A_SUM = frozenset(
+    {"krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg", "qfedavg", "fedxgbbagging", "fedxgbcyclic"}
+)
+"""Strategies of Flower that look at every update by itself."""
+
 
 def config_dir() -> Path:
     """Where `conf/` lies: inside the installed package, or beside it in a checkout. Always absolute."""
@@ -124,11 +129,20 @@ def _one_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     missing = re.search(r"Could not find '(\w+)/([^']*)'", lines[0])
     if missing:
-        group, chosen = missing.groups()
-        return f"{group}={chosen} is not a choice; choose from: {', '.join(choices(group))}."
+        return _no_such_choice(*missing.groups())
     if len(lines) > 1 and lines[0].startswith("Could not override"):
         return f"{lines[0].rstrip('.')}: there is no such setting (fedslm simulate --help lists them)."
     return " ".join(lines[:2]).rstrip(".") + "."
+
+
+def _no_such_choice(group: str, chosen: str) -> str:
+    allowed = f"choose from: {', '.join(choices(group))}."
+    if group == "strategy" and re.sub("[^a-z]", "", chosen.lower()) in NOT_A_SUM:
+        return (
+            f"strategy={chosen} needs each hospital's update by itself, but under secure aggregation the coordinator has "
+            f"only their sum; {allowed}"
+        )
+    return f"{group}={chosen} is not a choice; {allowed}"
 
 
 def choices(group: str) -> list[str]:

@@ -125,7 +125,8 @@ class PrivacyConfig:
       clip_norm: L2 bound C on one unit's gradient over all trained parameters.
       sample_rate: probability with which each patient is drawn in a step.
       max_records_per_unit: at most so many records of one patient enter a step.
-      extra_sessions: sessions paid for beyond the rounds, for rounds that must be tried again.
+      extra_sessions: sessions paid for beyond the rounds. A session is one attempt at a round; a round that lost too
+        many hospitals, or was interrupted, takes another.
     """
 
     mode: Literal["local", "none"]
@@ -140,9 +141,23 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SecAggConfig:
-    """Secure aggregation. Only `none` exists so far; the run record says in words what that means."""
+    """Secure aggregation: `masked`, or `none`, which lets the coordinator read every update and says so everywhere.
 
-    mode: Literal["none"]
+    Attributes:
+      colluders: hospitals that may side with the coordinator without anybody's update being read; None takes
+        floor((n - 1) / 3) of the plan's n hospitals.
+      honest: at least so many honest hospitals are in every sum that is read.
+      ring_bits: bits of a number on the wire.
+      value_range: values of an update lie within plus or minus this.
+      step_deadline_s: how long the coordinator waits in each step after the training.
+    """
+
+    mode: Literal["masked", "none"]
+    colluders: Annotated[int, Field(ge=0, strict=True)] | None = None
+    honest: Annotated[int, Field(ge=2, strict=True)] = 2
+    ring_bits: Annotated[int, Field(ge=16, le=32, strict=True)] = 32
+    value_range: Positive = 4.0
+    step_deadline_s: Positive = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -232,7 +247,7 @@ class FederationConfig:
     Attributes:
       rounds: rounds of federation.
       seed: makes the simulation reproducible: data, initial adapter, sampling and noise. A deployment has none.
-      min_cohort: fewer hospitals than this in a round stop the run with exit code 4.
+      min_cohort: fewer hospitals than this in a round stop the run with exit code 4; None is the fewest that make sense.
       deadline_s: how long the server waits for a round's replies.
       compare: also train each hospital alone and on pooled data, and print the comparison.
       run_folder: where the run is written; None makes a new folder under `runs/`.
@@ -240,7 +255,7 @@ class FederationConfig:
 
     rounds: Count
     seed: Annotated[int, Field(ge=0, strict=True)]
-    min_cohort: Count
+    min_cohort: Count | None
     deadline_s: Positive
     compare: bool
     run_folder: Annotated[str, Field(min_length=1)] | None
@@ -253,6 +268,42 @@ class FederationConfig:
     strategy: StrategyConfig
     runtime: RuntimeConfig
     evaluation: EvaluationConfig
+
+
+MAX_MASKED_HOSPITALS = 255  # a hospital is a point of GF(2^8) other than 0
+MIN_MASKED_HOSPITALS = 3  # of two, each reads the other's update: it is the sum less its own
+
+
+def check_masking(*, hospitals: int, min_cohort: int, colluders: int, honest: int) -> None:
+    """Refuses a secure aggregation whose promise contradicts itself at some number of hospitals it may run with.
+
+    With n hospitals in a session, t = floor((n + colluders) / 2) + 1 of them reconstruct, so that colluders < 2t - n, and
+    no sum over fewer than max(t, colluders + honest) is read. Both are at most n for every n from `min_cohort` on exactly
+    when colluders + honest <= min_cohort.
+
+    Raises:
+      ConfigError: naming the numbers that do not go together.
+    """
+    if hospitals < MIN_MASKED_HOSPITALS:
+        raise ConfigError(
+            f"Secure aggregation needs at least {MIN_MASKED_HOSPITALS} hospitals, there are {hospitals}: of two, each "
+            "could read the other's update; add hospitals, or set secagg=none, which lets the coordinator read updates."
+        )
+    if hospitals > MAX_MASKED_HOSPITALS:
+        raise ConfigError(
+            f"Secure aggregation takes at most {MAX_MASKED_HOSPITALS} hospitals, there are {hospitals}; "
+            "split the consortium, or set secagg=none, which lets the coordinator read updates."
+        )
+    if min_cohort < MIN_MASKED_HOSPITALS:
+        raise ConfigError(
+            f"secagg=masked but min_cohort={min_cohort}; a sum of fewer than {MIN_MASKED_HOSPITALS} hides nobody: "
+            f"set min_cohort={MIN_MASKED_HOSPITALS} or more, or secagg=none, which lets the coordinator read updates."
+        )
+    if colluders + honest > min_cohort:
+        raise ConfigError(
+            f"secagg.colluders={colluders} with secagg.honest={honest} needs {colluders + honest} hospitals in every sum, "
+            f"but min_cohort={min_cohort}; set min_cohort={colluders + honest}, or a lower secagg.colluders."
+        )
 
 
 Group = TypeVar("Group")

@@ -23,11 +23,12 @@ from fedslm.config.schema import (
     PrivacyUnit,
     StrategyConfig,
     build,
+    check_masking,
 )
 from fedslm.encoding import canonical_bytes, parse_canonical, sha256_hex
 from fedslm.errors import ConfigError
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -102,17 +103,37 @@ class PlannedTraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedSecAgg:
+    """Secure aggregation as the hospitals agree to it; each checks these bounds for itself in every session.
+
+    Attributes:
+      colluders: T, hospitals that may side with the coordinator without anybody's update being read.
+      honest: every sum that is read holds at least so many honest updates, so at least T + honest updates.
+      ring_bits: k, sums are taken modulo 2^k. With the fewest bits and the most hospitals 257 levels are left to each.
+      value_range: values of an update lie within plus or minus this; what lies outside is cut, much of it refused.
+      step_deadline_s: how long the coordinator waits in each step after the training.
+    """
+
+    colluders: Annotated[int, Field(ge=0, strict=True)]
+    honest: Annotated[int, Field(ge=2, strict=True)]
+    ring_bits: Annotated[int, Field(ge=16, le=32, strict=True)]
+    value_range: Positive
+    step_deadline_s: Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Plan:
     """A run, agreed on.
 
     Attributes:
       version: of this document's format; another one is refused.
       nonce: tells two runs of equal settings apart; derived from the seed in a seeded simulation.
-      masked: whether updates are secure-aggregated. False means the coordinator can read each one.
-      deadline_s: how long a round waits for replies.
+      min_cohort: fewer hospitals than this in a round are no round.
+      secagg: how updates are encrypted. None means the coordinator can read each one.
+      deadline_s: how long a round waits for trained updates.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     model: ModelConfig
     adapter: PlannedAdapter
@@ -121,7 +142,7 @@ class Plan:
     strategy: StrategyConfig
     hospitals: tuple[PlannedHospital, ...]
     min_cohort: Count
-    masked: Literal[False]
+    secagg: PlannedSecAgg | None
     deadline_s: Positive
 
     def __post_init__(self) -> None:
@@ -130,6 +151,9 @@ class Plan:
             raise ConfigError("The plan names a hospital twice; names must differ.")
         if not 1 <= self.min_cohort <= len(names):
             raise ConfigError(f"The plan's min_cohort={self.min_cohort} but it has {len(names)} hospitals.")
+        if self.secagg is not None:
+            bounds = {"colluders": self.secagg.colluders, "honest": self.secagg.honest}
+            check_masking(hospitals=len(names), min_cohort=self.min_cohort, **bounds)
 
     def to_bytes(self) -> bytes:
         """The canonical encoding, which is what gets hashed, signed and sent."""
@@ -161,6 +185,11 @@ class Plan:
     def run_id(self) -> str:
         """Our own run id, 12 hex digits of the hash: the same plan goes on under it after any restart."""
         return self.sha256[:12]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the coordinator sees only the sum of the updates."""
+        return self.secagg is not None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedslm.governance.plan import Plan
+from fedslm.reporting.promise import bound_words
 
 
 def write_card(folder: Path, plan: Plan, *, rounds: int, seeded: bool) -> None:
@@ -30,12 +31,21 @@ Tuned by {len(plan.hospitals)} hospitals over {rounds} rounds with FedSLM. Base 
 `{plan.model.revision or "as installed"}`. Plan: `{plan.sha256}`.
 
 - Privacy: {_privacy(plan)}
-- Secure aggregation: {"on" if plan.masked else "OFF. The coordinator could read every hospital's update."}
+- Secure aggregation: {_masking(plan)}
 - LoRA: {plan.adapter.method}, rank {plan.adapter.rank}, alpha {plan.adapter.alpha:g}, on {", ".join(plan.adapter.targets)}
 - Origin: {_origin(seeded)}
 
 Not a medical device. Do not use it for decisions about patients.
 """
+
+
+def _masking(plan: Plan) -> str:
+    if not plan.masked:
+        return "OFF. The coordinator could read every hospital's update."
+    words = f"on. The coordinator read only sums of updates; {bound_words(plan)}."
+    if plan.privacy.mode == "none":
+        return f"{words} It protects each sum by itself: without privacy, sums over different hospitals may tell more."
+    return words
 
 
 def _privacy(plan: Plan) -> str:

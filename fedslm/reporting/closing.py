@@ -120,11 +120,12 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     Args:
       summary: `status` (finished, interrupted or failed), `run_folder`, `adapter` (path, or None before the first
         checkpoint), `rounds` (whole rounds done), `epsilon` (spent; None: privacy off), `delta`, `unit`, `seconds`;
-        optionally `report` (path) and `resume_command` (default: `fedslm simulate resume=` and the run folder).
+        optionally `report` (path), `resume_command` (default: `fedslm simulate resume=` and the run folder), `sessions`
+        (attempts at rounds, also those that came to nothing) and `masked` (False: the coordinator could read updates).
     """
-    plural = "round" if summary["rounds"] == 1 else "rounds"
-    done = f"{_STATUS_WORDS[summary['status']]} after {summary['rounds']} {plural}"
-    lines = [f"{done}, {duration_words(summary['seconds'])}.", _guarantee(summary)]
+    lines = [f"{_done(summary)}, {duration_words(summary['seconds'])}.", _guarantee(summary)]
+    if not summary.get("masked", True):
+        lines.append("NOT ENCRYPTED: the coordinator could read each hospital's update.")
     paths = {"run folder": summary["run_folder"], "report": summary.get("report"), "adapter": summary["adapter"]}
     lines += [f"{name:<11} {clean(path)}" for name, path in paths.items() if path]
     if summary["status"] != "finished":
@@ -132,6 +133,14 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         command = summary.get("resume_command") or f"fedslm simulate {resume}"
         lines.append(f"{'go on with':<11} {clean(command)}")
     return lines
+
+
+def _done(summary: Mapping[str, Any]) -> str:
+    """Done after 20 rounds in 23 sessions"""
+    plural = "round" if summary["rounds"] == 1 else "rounds"
+    done = f"{_STATUS_WORDS[summary['status']]} after {summary['rounds']} {plural}"
+    sessions = summary.get("sessions", summary["rounds"])
+    return f"{done} in {sessions} sessions" if sessions > summary["rounds"] else done
 
 
 def _guarantee(summary: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "first_round",  # 1, or where a resumed run goes on
             "privacy",  # {mode, epsilon, delta, unit, noise_multiplier}; mode "none" is privacy off
             "masked",  # True: the coordinator sees only the sum of the updates
+            "bound",  # how many may collude and how many drop out, in words; "" where updates are in the clear
             "seeded",  # True: noise comes from a known seed, so it hides nothing
             "model",
             "adapter_parameters",
@@ -39,8 +40,11 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "hospital_joined": ("hospital",),
         "hospital_refused": ("hospital", "code"),
         "round_started": ("round",),
+        "session_started": ("round", "session", "attempt", "hospitals"),  # attempt counts from 0; who is asked to train
         "hospital_trained": ("round", "hospital", "seconds", "bytes_up", "bytes_down"),
-        "hospital_dropped": ("round", "hospital", "code"),
+        "hospital_masked": ("round", "hospital", "seconds", "bytes_up", "bytes_down"),
+        "hospital_dropped": ("round", "hospital", "code", "step"),  # step: train, mask, confirm or unmask
+        "session_failed": ("round", "session", "code", "missing"),  # the model is unchanged; missing: hospitals
         "round_finished": ("round", "seconds", "epsilon", "survivors"),  # epsilon spent so far; None: privacy off
         "scored": ("round", "loss", "accuracy", "seconds"),  # only in a simulation, whose harness owns the data
         "checkpoint_written": ("round", "seconds"),
@@ -53,6 +57,11 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Kind of event -> the fields it has, all of them required, none beside them."""
+
+ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"run_started": {"bound": ""}, "hospital_dropped": {"step": "train"}}
+)
+"""Kind of event -> fields that logs of earlier releases do not have, and what they mean there."""
 
 # Events after which the file must outlive a power failure: a resumed run and its report rely on them.
 _DURABLE = frozenset({"run_started", "checkpoint_written", "run_interrupted", "run_failed", "run_finished"})
@@ -102,7 +111,8 @@ class Event:
         record = json.loads(line)
         if not isinstance(record, dict) or "time" not in record or not isinstance(record.get("kind"), str):
             raise ValueError("Expected a JSON object with a time and a kind.")
-        return cls(time=record.pop("time"), kind=record.pop("kind"), fields=record)
+        time, kind = record.pop("time"), record.pop("kind")
+        return cls(time=time, kind=kind, fields={**ADDED.get(kind, {}), **record})
 
 
 def _frozen(value: Any, where: str) -> Any:

@@ -18,7 +18,7 @@ class Hospital:
     """What is known of one hospital. Times in seconds, sizes in bytes, both as its events gave them."""
 
     name: str
-    state: str = "waiting"  # waiting, joined, training, trained, dropped or refused
+    state: str = "waiting"  # waiting, joined, training, trained, masked, dropped or refused
     code: str = ""  # why it was dropped or refused
     rounds: set[int] = field(default_factory=set)  # in which it trained
     epsilon: float | None = None  # spent at most: the run's after the last round it trained in; None: not known
@@ -36,12 +36,28 @@ class Header:
     adapter_parameters: int
     privacy: Mapping[str, Any]
     masked: bool
+    bound: str
     seeded: bool
 
     @property
     def is_private(self) -> bool:
         """False where nobody is protected, whatever the mode is called."""
         return self.privacy.get("mode") != "none" and self.privacy.get("noise_multiplier") != 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A session that came to nothing."""
+
+    round: int
+    session: int
+    asked: int
+    missing: Sequence[str]
+
+    @property
+    def words(self) -> str:
+        """session 5 failed, 2 of 5 missing"""
+        return f"session {self.session} failed, {len(self.missing)} of {self.asked} missing"
 
 
 @dataclass(slots=True)
@@ -102,9 +118,12 @@ class Progress:
         self.saved_round: int | None = None
         self.last_drop: tuple[int, str, str] | None = None  # round, hospital, code
         self.drops = 0
+        self.attempt = 0  # at the open round, from 0
+        self.failures: list[Failure] = []
         self.comparison: Comparison | None = None
         self.outcome = ""  # finished, interrupted or failed
         self.failure_code = ""
+        self._asked = 0  # hospitals in the open session
         self._round_seconds: dict[int, float] = {}
         self._round_opened_at: float | None = None
         self._started_at: float | None = None
@@ -123,7 +142,7 @@ class Progress:
     def fraction(self) -> float:
         """Share of the run that is done, 0 to 1, counting the answers of the open round."""
         states = Counter(hospital.state for hospital in self.hospitals.values())
-        answered = states["trained"] + states["dropped"]
+        answered = states["trained"] + states["masked"] + states["dropped"]
         # The last step of a round (unmask, average) is not done when all have answered, hence the 1.
         inside = answered / (answered + states["training"] + 1) if self.is_round_open else 0.0
         return min(1.0, (self.rounds_done + inside) / self.rounds) if self.rounds else 0.0
@@ -174,10 +193,20 @@ class Progress:
         self._set(hospital, "refused", code)
 
     def _round_started(self, time: float, *, round: int) -> None:
-        self.round, self.is_round_open, self._round_opened_at = round, True, time
+        self.round, self.is_round_open, self._round_opened_at, self.attempt = round, True, time, 0
         for hospital in self.hospitals.values():
             if hospital.state not in ("waiting", "refused"):
                 self._set(hospital.name, "training")
+
+    def _session_started(
+        self, time: float, *, round: int, session: int, attempt: int, hospitals: Sequence[str]
+    ) -> None:
+        self.attempt, self._asked = attempt, len(hospitals)
+        for name in hospitals:
+            self._set(name, "training")
+
+    def _session_failed(self, time: float, *, round: int, session: int, code: str, missing: Sequence[str]) -> None:
+        self.failures.append(Failure(round=round, session=session, asked=self._asked, missing=missing))
 
     def _hospital_trained(
         self, time: float, *, round: int, hospital: str, seconds: float, bytes_up: int, bytes_down: int
@@ -188,10 +217,17 @@ class Progress:
         row.bytes_up += bytes_up
         row.bytes_down += bytes_down
 
-    def _hospital_dropped(self, time: float, *, round: int, hospital: str, code: str) -> None:
+    def _hospital_masked(
+        self, time: float, *, round: int, hospital: str, seconds: float, bytes_up: int, bytes_down: int
+    ) -> None:
+        row = self._set(hospital, "masked")
+        row.bytes_up += bytes_up
+        row.bytes_down += bytes_down
+
+    def _hospital_dropped(self, time: float, *, round: int, hospital: str, code: str, step: str) -> None:
         self._set(hospital, "dropped", code)
         self.drops += 1
-        self.last_drop = (round, hospital, code)
+        self.last_drop = (round, hospital, code if step == "train" else f"{code} in {step}")
 
     def _round_finished(
         self, time: float, *, round: int, seconds: float, epsilon: float | None, survivors: Sequence[str]

@@ -1,4 +1,4 @@
-"""What a person sees of a run: `LiveView` on a terminal, `PlainView` in a log file, and the closing table and lines.
+"""What a person sees of a run: `LiveView` on a terminal, `PlainView` (in `plain`) in a log, the closing table and lines.
 
 Both views are observers of the run's events and show nothing that is not in them. Names and codes come from other
 machines, so every one of them is drawn as plain text: no rich markup, no terminal escapes.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import TextIOWrapper
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -36,68 +36,32 @@ from fedslm.reporting.drawing import (
     spent_words,
 )
 from fedslm.reporting.events import Event
+from fedslm.reporting.plain import PlainView
 from fedslm.reporting.progress import Comparison, Contestant, Header, Hospital, Progress
+from fedslm.reporting.words import (
+    masking_sentence,
+    privacy_sentence,
+    remaining_words,
+    run_sentence,
+    told,
+    warnings,
+)
 
 __all__ = ["LiveView", "PlainView", "choose_view", "closing_lines", "comparison_table"]
 
 _REFRESHES_PER_S = 4
 _WIDEST = 100  # columns; longer bars would tell no more
-_LINES_BESIDE_TABLE = 16  # header, footer and table head at their longest: what is left of the screen is for hospitals
+_LINES_BESIDE_TABLE = 18  # header, footer and table head at their longest: what is left of the screen is for hospitals
 _STATE_WIDTH = (10, 22)  # columns: "training" and its spinner, and a state with its code
-_LOUD = "bold white on red"
 _STATE_STYLES = {
     "waiting": "dim",
     "joined": "default",
     "training": "cyan",
     "trained": "green",
+    "masked": "green",
     "dropped": "yellow",
     "refused": "bold red",
 }
-
-
-def _told(history: Iterable[Event]) -> Progress:
-    progress = Progress()
-    for event in history:
-        progress.apply(event)
-    return progress
-
-
-def _privacy_sentence(privacy: Mapping[str, Any]) -> str:
-    """epsilon 8.0 at delta 1e-06 per patient"""
-    delta, unit = f"delta {privacy['delta']:.3g}", f"per {clean(privacy['unit'])}"
-    if privacy["epsilon"] is None:
-        return f"noise multiplier {privacy['noise_multiplier']:.3g}, no epsilon budget, {delta} {unit}"
-    return f"epsilon {budget_words(privacy['epsilon'])} at {delta} {unit}"
-
-
-def _run_sentence(header: Header, dot: str) -> str:
-    parameters = f"{header.adapter_parameters:,} adapter parameters"
-    return f"{clean(header.run_id)}{dot}{clean(header.model)}{dot}{parameters}"
-
-
-def _warnings(header: Header) -> list[tuple[str, str]]:
-    """What nobody may overlook, as (text, style); shown by every view, even a quiet one."""
-    lines = []
-    if not header.is_private:
-        lines.append(("PRIVACY OFF: the adapter may remember what patients' notes say", _LOUD))
-    if not header.masked:
-        lines.append(("updates are NOT encrypted yet: the coordinator can read each one", "bold yellow"))
-    if header.seeded:
-        lines.append(("seeded simulation: noise is reproducible, not secret", "yellow"))
-    return lines
-
-
-def _epsilon_words(progress: Progress) -> str:
-    """epsilon 3.21 of 8.0; empty with privacy off or before the first round."""
-    if progress.epsilon is None or progress.header is None or not progress.header.is_private:
-        return ""
-    budget = progress.header.privacy["epsilon"]
-    return f"epsilon {spent_words(progress.epsilon)}" + (f" of {budget_words(budget)}" if budget is not None else "")
-
-
-def _remaining_words(progress: Progress, now: float) -> str:
-    remaining = progress.remaining_s(now)
-    return "" if remaining is None else f"about {duration_words(remaining)} left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +85,13 @@ class _Frame:
         return self.glyphs.spinner[int(self.now * _REFRESHES_PER_S) % len(self.glyphs.spinner)]
 
     def _title(self, header: Header) -> list[RenderableType]:
-        run = _run_sentence(header, self.glyphs.dot)
+        run = run_sentence(header, self.glyphs.dot)
         lines: list[RenderableType] = [Text.assemble(("FedSLM", "bold cyan"), f"  {run}")]
-        facts = []
         if header.is_private:
-            facts.append(_privacy_sentence(header.privacy))
+            lines.append(Text(privacy_sentence(header.privacy), style="green"))
         if header.masked:
-            facts.append("updates masked, only their sum is seen")
-        if facts:
-            lines.append(Text(self.glyphs.dot.join(facts), style="green"))
-        lines += [Text(text, style=style) for text, style in _warnings(header)]
+            lines.append(Text(masking_sentence(header), style="green"))
+        lines += [Text(text, style=style) for text, style in warnings(header)]
         return lines
 
     def _table(self, header: Header) -> Table:
@@ -207,7 +168,7 @@ class _Frame:
 
     def _footer(self) -> list[RenderableType]:
         lines: list[RenderableType] = [self._round_line(), *self._score_line(), self._time_line()]
-        lines += [*self._drop_line(), *self._refused_line(), *self._outcome_line()]
+        lines += [*self._drop_line(), *self._failure_line(), *self._refused_line(), *self._outcome_line()]
         comparison = self.progress.comparison
         return lines if comparison is None else [*lines, Text(), *self._comparison_lines(comparison)]
 
@@ -236,7 +197,7 @@ class _Frame:
     def _time_line(self) -> Text:
         words = [
             f"elapsed {duration_words(self.progress.elapsed_s(self.now))}",
-            _remaining_words(self.progress, self.now),
+            remaining_words(self.progress, self.now),
         ]
         if self.progress.saved_round is not None:
             words.append(f"saved through round {self.progress.saved_round}")
@@ -248,6 +209,13 @@ class _Frame:
         round, hospital, code = self.progress.last_drop
         count = "1 drop" if self.progress.drops == 1 else f"{self.progress.drops} drops, the last"
         return [one_line(f"{count} in round {round}: {clean(hospital)} ({clean(code)})", "yellow")]
+
+    def _failure_line(self) -> list[Text]:
+        if not self.progress.failures:
+            return []
+        failure = self.progress.failures[-1]
+        again = ", trying again" if self.progress.is_round_open and failure.round == self.progress.round else ""
+        return [one_line(f"round {failure.round}: {failure.words}{again}", "yellow")]
 
     def _refused_line(self) -> list[Text]:
         refused = [hospital for hospital in self.progress.hospitals.values() if hospital.state == "refused"]
@@ -294,7 +262,7 @@ class LiveView:
         history: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._progress = _told(history)
+        self._progress = told(history)
         self._clock = clock
         self._lock = threading.Lock()  # rich draws from a thread of its own
         self._live = Live(
@@ -319,124 +287,6 @@ class LiveView:
             width = min(options.max_width, _WIDEST)
             picture = _Frame(self._progress, width, console.height, self._clock(), glyphs).render()
         yield picture
-
-
-class PlainView:
-    """The same facts as plain lines, one a round, for a log or a pipe; an `Observer` and a context manager.
-
-    Args:
-      console: where to print.
-      quiet: only what nobody may overlook: privacy off, updates readable, a hospital that refused, a failure.
-      history: the events of the earlier part of a run that is resumed; they are counted, not printed.
-      clock: the present moment in unix seconds, comparable with the events' times.
-    """
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        quiet: bool = False,
-        history: Iterable[Event] = (),
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._progress = _told(history)
-        self._console = console or Console()
-        self._quiet = quiet
-        self._clock = clock
-        self._held: tuple[int, str] | None = None  # a finished round, until its score is known
-
-    def notify(self, event: Event) -> None:
-        """Prints the line of an event, if it has one."""
-        self._progress.apply(event)
-        if event.kind not in ("scored", "checkpoint_written"):
-            self._release()
-        speak = getattr(self, f"_{event.kind}", None)
-        if speak is not None:
-            speak(event.fields)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def _say(self, text: str, style: str = "", *, loud: bool = False) -> None:
-        if loud or not self._quiet:
-            # soft_wrap: a log is read by grep, so a line stays a line whatever the width.
-            self._console.print(Text(text, style=style), soft_wrap=True, highlight=False)
-
-    def _run_started(self, fields: Mapping[str, Any]) -> None:
-        header = self._progress.header
-        if header is None:
-            return
-        self._say(f"run {_run_sentence(header, ', ')}")
-        first, last = fields["first_round"], fields["rounds"]
-        rounds = f"rounds {first} to {last}" if first <= last else "no rounds left"
-        self._say(f"{len(fields['hospitals'])} hospitals, {rounds}: {', '.join(map(clean, fields['hospitals']))}")
-        if header.is_private:
-            self._say(f"privacy: {_privacy_sentence(header.privacy)}", "green")
-        if header.masked:
-            self._say("updates masked: the coordinator sees only their sum", "green")
-        for text, style in _warnings(header):
-            self._say(text, style, loud=True)
-
-    def _hospital_joined(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"{clean(fields['hospital'])} joined")
-
-    def _hospital_refused(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"{clean(fields['hospital'])} refused ({clean(fields['code'])})", "bold red", loud=True)
-
-    def _hospital_dropped(self, fields: Mapping[str, Any]) -> None:
-        where = f"round {fields['round']}: {clean(fields['hospital'])}"
-        self._say(f"{where} dropped ({clean(fields['code'])})", "yellow")
-
-    def _round_finished(self, fields: Mapping[str, Any]) -> None:
-        round, survivors, hospitals = fields["round"], fields["survivors"], self._progress.hospitals.values()
-        up, down = sum(each.bytes_up for each in hospitals), sum(each.bytes_down for each in hospitals)
-        words = [
-            f"round {round} of {self._progress.rounds}: {len(survivors)} of {self._progress.planned} hospitals",
-            _epsilon_words(self._progress),
-            f"{size_words(up)} up, {size_words(down)} down",
-            duration_words(fields["seconds"]),
-        ]
-        self._held = (round, ", ".join(word for word in words if word))
-        if round in self._progress.accuracies:
-            self._release()
-
-    def _scored(self, fields: Mapping[str, Any]) -> None:
-        if self._held is not None and self._held[0] == fields["round"]:
-            self._release()
-        elif fields["round"] < self._progress.round or not self._progress.is_round_open:
-            when = f"after round {fields['round']}" if fields["round"] else "before training"
-            self._say(f"{when}: {self._score(fields['round'])}")
-
-    def _release(self) -> None:
-        """Prints the round that waited for its score."""
-        if self._held is None:
-            return
-        round, words = self._held
-        self._held = None
-        parts = [words, self._score(round), _remaining_words(self._progress, self._clock())]
-        self._say(", ".join(part for part in parts if part))
-
-    def _score(self, round: int) -> str:
-        if round not in self._progress.accuracies:
-            return ""
-        return f"loss {self._progress.losses[round]:.3f}, accuracy {percent_words(self._progress.accuracies[round])}"
-
-    def _comparison_finished(self, fields: Mapping[str, Any]) -> None:
-        comparison = self._progress.comparison
-        place = f" {comparison.finished} of {comparison.total}" if comparison is not None else ""
-        self._say(f"comparison{place}: {clean(fields['name'])}, accuracy {percent_words(fields['accuracy'])}")
-
-    def _run_interrupted(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"interrupted in round {fields['round']}", "bold yellow")
-
-    def _run_failed(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"failed ({clean(fields['code'])})", "bold red", loud=True)
-
-    def _run_finished(self, fields: Mapping[str, Any]) -> None:
-        self._say(f"finished after round {fields['round']}, {duration_words(fields['seconds'])}")
 
 
 def choose_view(

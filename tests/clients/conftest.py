@@ -1,4 +1,4 @@
-"""Three hospitals of toy rows and a plan for them, made once, and everything a hospital needs to train a round."""
+"""Three hospitals of toy rows and a plan in the clear for them, made once, and all that a hospital needs to train a round."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, TrainRequest, plan_con
 from fedslm.governance.plan import Plan
 from server.planning import Draft, draft_plan
 from simulations.consortium import gather
+from tests.clients.table import Table, plan_for
 from tests.conftest import without_privacy
 from tests.toys import toy_overrides
 
 
 @dataclasses.dataclass(frozen=True)
 class Ward:
-    """A drafted plan without privacy, and its hospitals' sites."""
+    """A drafted plan without privacy or masks, and its hospitals' sites."""
 
     draft: Draft
     sites: tuple[Site, ...]
@@ -49,9 +50,18 @@ class Ward:
 
 @pytest.fixture(scope="session")
 def ward(toys: Path) -> Ward:
-    config = compose([*without_privacy(toy_overrides(toys)), "privacy.sample_rate=1", "privacy.max_records_per_unit=2"])
+    plain = [*without_privacy(toy_overrides(toys)), "secagg=none"]
+    config = compose([*plain, "privacy.sample_rate=1", "privacy.max_records_per_unit=2"])
     consortium = gather(config)
     return Ward(draft=draft_plan(config, consortium.population, seed=1), sites=consortium.sites)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """Three hospitals that have joined a masked plan with privacy; no model."""
+    opened = Table(tmp_path, plan_for(), monkeypatch)
+    opened.join()
+    return opened
 
 
 def node(folder: Path, site: Site) -> Context:

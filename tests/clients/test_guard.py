@@ -13,11 +13,58 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from clients.app import build_client_app
-from clients.guard import EgressError, approve, close_egress, redact
+from clients.guard import EGRESS, EgressError, approve, close_egress, redact
 from clients.site import RecordSource
-from fedslm.errors import BudgetExceededError, ConfigError, DataError, ModelError, PrivacyError
-from fedslm.flower.records import CONFIG, JOIN, UPDATE, ErrorCode, error_name, read_plan
+from fedslm.crypto.identity import SIGNATURE_BYTES
+from fedslm.errors import (
+    AdvertError,
+    BoundError,
+    BudgetExceededError,
+    ConfigError,
+    ConsistencyError,
+    DataError,
+    DecodeError,
+    ModelError,
+    PrivacyError,
+    RangeError,
+    RosterError,
+    RunError,
+    SealError,
+    SessionError,
+    SignatureError,
+    ThresholdError,
+)
+from fedslm.flower.compat import become_task
+from fedslm.flower.records import (
+    ABORT,
+    CONFIG,
+    CONFIRM,
+    JOIN,
+    MASK,
+    SECAGG,
+    TRAIN,
+    UNMASK,
+    UPDATE,
+    ErrorCode,
+    error_name,
+    plan_config,
+    put_secagg,
+    read_plan,
+    secagg_bytes,
+)
+from fedslm.secagg.messages import (
+    NO_HEAD,
+    AbortReply,
+    Advert,
+    ConfirmReply,
+    MaskedReply,
+    SharesReply,
+    UnmaskReply,
+)
+from fedslm.secagg.wire import Document, decode, encode
+from tests.builders import masked_plan
 from tests.clients.conftest import Ward, node, train_message
+from tests.clients.table import Table, plan_for
 
 CANARY = "zq7Xylophone"
 ARRAY = ArrayRecord({})
@@ -65,6 +112,17 @@ def test_a_bad_row_leaves_no_trace_but_in_the_local_log(
         (DataError(CANARY), ErrorCode.DATA_UNUSABLE),
         (ModelError(CANARY), ErrorCode.MODEL_UNAVAILABLE),
         (FloatingPointError(CANARY), ErrorCode.NOT_FINITE),
+        (RosterError(CANARY), ErrorCode.ROSTER_REFUSED),
+        (AdvertError(CANARY), ErrorCode.ADVERT_REFUSED),
+        (BoundError(CANARY), ErrorCode.BOUND_BROKEN),
+        (SessionError(CANARY), ErrorCode.SESSION_REFUSED),
+        (SignatureError(CANARY), ErrorCode.SIGNATURE_REFUSED),
+        (SealError(CANARY), ErrorCode.CIPHERTEXT_REFUSED),
+        (ConsistencyError(CANARY), ErrorCode.INCONSISTENT),
+        (DecodeError(CANARY), ErrorCode.MALFORMED),
+        (RangeError(CANARY), ErrorCode.OUT_OF_RANGE),
+        (ThresholdError(CANARY), ErrorCode.FAILED),
+        (RunError(CANARY), ErrorCode.FAILED),
         (EgressError(CANARY), ErrorCode.FAILED),
         (ValueError(CANARY), ErrorCode.FAILED),
         (KeyError(CANARY), ErrorCode.FAILED),
@@ -113,6 +171,11 @@ def answered(message: Message, **records: Any) -> Message:
 @pytest.mark.parametrize(
     ("message_type", "records"),
     [
+        ("train", {}),
+        ("train", {SECAGG: put_secagg(b"x")}),
+        ("train", {UPDATE: ARRAY, CONFIG: ConfigRecord({})}),
+        (JOIN, {CONFIG: ConfigRecord({"hospital": "h"})}),
+        (JOIN, {}),
         ("train", {UPDATE: ARRAY, "counts": MetricRecord({"num-examples": 3})}),
         ("train", {UPDATE: ARRAY, "other": ARRAY}),
         ("train", {UPDATE: ARRAY, CONFIG: ConfigRecord({"loss": 0.1})}),
@@ -155,6 +218,126 @@ def test_what_is_on_the_closed_list_leaves(ward: Ward, message_type: str, record
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     reply = close_egress(request, context, lambda message, context: answered(message, **records))
     assert set(reply.content) == set(records)
+
+
+HASH, SIGNATURE = bytes(32), bytes(SIGNATURE_BYTES)
+NAMED = {"hospital": "h", "plan-sha256": "0"}
+DOCUMENTS: dict[str, Document] = {
+    JOIN: Advert(member="h", serial=1, sealing_key=bytes(1216), ledger_head=NO_HEAD, signature=SIGNATURE),
+    TRAIN: SharesReply(context=HASH, shares=b"list", ciphertexts=(b"c",), next_advert=b"advert"),
+    MASK: MaskedReply(context=HASH, sender=1, vector=bytes(8)),
+    CONFIRM: ConfirmReply(context=HASH, sender=1, signature=SIGNATURE),
+    UNMASK: UnmaskReply(context=HASH, sender=1, self_shares=HASH, pair_shares=b""),
+    ABORT: AbortReply(session=1, member="h", signature=SIGNATURE),
+}
+
+
+def leaves(message_type: str, **records: Any) -> Message:
+    """Sends an answer to a request under a masked plan through the gate."""
+    become_task()
+    request = Message(RecordDict({CONFIG: plan_config(masked_plan())}), 1, message_type)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    return close_egress(request, context, lambda message, context: answered(message, **records))
+
+
+def good(message_type: str) -> dict[str, Any]:
+    """What a request of that kind is answered with."""
+    config = {CONFIG: ConfigRecord(NAMED)} if message_type == JOIN else {}
+    return {SECAGG: put_secagg(encode(DOCUMENTS[message_type])), **config}
+
+
+@pytest.mark.parametrize("message_type", DOCUMENTS)
+def test_under_a_masked_plan_each_request_has_one_answer(message_type: str) -> None:
+    assert leaves(message_type, **good(message_type)).content[SECAGG]
+    for other in set(DOCUMENTS) - {message_type}:
+        with pytest.raises(EgressError):
+            leaves(message_type, **{**good(message_type), SECAGG: good(other)[SECAGG]})
+
+
+@pytest.mark.parametrize("message_type", DOCUMENTS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {UPDATE: ARRAY},
+        {"other": ARRAY},
+        {"counts": MetricRecord({"num-examples": 3})},
+        {"notes": ConfigRecord({"loss": 0.1})},
+        {CONFIG: ConfigRecord({**NAMED, "patients": 3})},
+        {CONFIG: ConfigRecord({"hospital": "h"})},
+        {SECAGG: put_secagg(b"FSLM")},
+        {SECAGG: put_secagg(b"")},
+        {SECAGG: ArrayRecord({})},
+        {SECAGG: ArrayRecord(dict.fromkeys(("message", "more"), put_secagg(b"x")["message"]))},
+    ],
+    ids=str,
+)
+def test_under_a_masked_plan_nothing_else_leaves(message_type: str, more: dict[str, Any]) -> None:
+    with pytest.raises((EgressError, DecodeError)):
+        leaves(message_type, **{**good(message_type), **more})
+
+
+def test_under_a_masked_plan_an_update_never_leaves() -> None:
+    for message_type in (*DOCUMENTS, "evaluate", "query.other"):
+        with pytest.raises(EgressError):
+            leaves(message_type, **{UPDATE: ARRAY})
+
+
+def test_the_closed_list_is_what_it_is() -> None:
+    """A change to the list is a change to what hospitals promise: it has to be made here as well."""
+    listed = {key: (set(exit.arrays), set(exit.keys), exit.document) for key, exit in EGRESS.items()}
+    assert listed == {
+        (JOIN, False): (set(), set(NAMED), None),
+        (TRAIN, False): ({UPDATE}, set(), None),
+        (JOIN, True): ({SECAGG}, set(NAMED), Advert),
+        (TRAIN, True): ({SECAGG}, set(), SharesReply),
+        (MASK, True): ({SECAGG}, set(), MaskedReply),
+        (CONFIRM, True): ({SECAGG}, set(), ConfirmReply),
+        (UNMASK, True): ({SECAGG}, set(), UnmaskReply),
+        (ABORT, True): ({SECAGG}, set(), AbortReply),
+    }
+
+
+def test_in_every_session_good_or_bad_only_what_is_listed_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(tmp_path, plan_for(), monkeypatch)
+    for name in table.plan.names:
+        table.change_site(name, log_file=str(tmp_path / "incidents.log"))
+    table.join()
+    table.run(1)
+    table.updates["hospital-1"] = None  # fails with the canary in its text
+    failed = table.start(2)
+    failed.mask()
+    failed.abort()
+    assert {kind for _, kind, _ in table.replies} == set(DOCUMENTS)
+    for name, kind, reply in table.replies:
+        assert CANARY not in everything_in(reply)
+        if reply.has_error():
+            assert reply.error.reason.split()[0] == ErrorCode(reply.error.code).name
+            assert len(reply.error.reason.split()) == 3
+            continue
+        assert set(reply.content) == ({SECAGG, CONFIG} if kind == JOIN else {SECAGG})
+        data = secagg_bytes(reply)
+        assert encode(decode(type(DOCUMENTS[kind]), data)) == data
+        if kind == JOIN:
+            named = {"hospital": name, "plan-sha256": table.plan.sha256}
+            assert dict(reply.content.config_records[CONFIG]) == named
+    assert CANARY in (tmp_path / "incidents.log").read_text()
+
+
+def test_a_masked_plan_at_a_site_without_keys_reaches_nothing(ward: Ward, tmp_path: Path) -> None:
+    context = node(tmp_path, ward.sites[0])
+    plan = replace(ward.plan, secagg=masked_plan().secagg, min_cohort=3)
+    for message_type in DOCUMENTS:
+        message = train_message(ward.request(plan=plan), message_type=message_type)
+        assert build_client_app()(message, context).error.code == ErrorCode.PLAN_REFUSED
+
+
+def test_a_plan_in_the_clear_has_no_steps_of_a_session(ward: Ward, tmp_path: Path) -> None:
+    context = node(tmp_path, ward.sites[0])
+    for message_type in (MASK, CONFIRM, UNMASK, ABORT):
+        message = train_message(ward.request(), message_type=message_type)
+        assert build_client_app()(message, context).error.code == ErrorCode.PLAN_REFUSED
 
 
 def test_an_unapproved_plan_reaches_nothing(ward: Ward, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from clients.site import SITE_FILE_KEY, SITES_FOLDER_VARIABLE, Site, find_site, read_site
 from fedslm.errors import ConfigError
-from tests.builders import toy_plan
+from tests.builders import UNPRIVATE, masked_plan, toy_plan
 
 VALUES: dict[str, Any] = {
     "hospital": "hospital-0",
@@ -19,7 +19,7 @@ VALUES: dict[str, Any] = {
     "unit": "patient",
     "declared_population": 40,
 }
-UNPRIVATE = {"mode": "none", "epsilon": None, "noise_multiplier": 0.0}
+KEYS = {"identity": "id.pem", "roster": "roster.json", "roster_sha256": "a" * 64, "state_folder": "state"}
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -35,6 +35,7 @@ def site(folder: Path, **changes: Any) -> Site:
 def test_a_minimal_site_is_as_strict_as_can_be(tmp_path: Path) -> None:
     read = site(tmp_path)
     assert not read.allow_privacy_none
+    assert not read.allow_unmasked
     assert read.simulation_seed is None
     assert read.log_file is None
 
@@ -75,6 +76,9 @@ def test_a_missing_site_file_is_named(tmp_path: Path) -> None:
         ({"declared_population": True}, "declared_population=True"),
         ({"max_epsilon": -1}, "max_epsilon=-1"),
         ({"max_epsilon": float("nan")}, "max_epsilon=nan"),
+        ({"roster_sha256": "abc"}, "roster_sha256="),
+        ({"roster_sha256": "A" * 64}, "roster_sha256="),
+        ({"allow_unmasked": "perhaps"}, "allow_unmasked="),
         ({"sources": []}, "sources"),
         ({"sources": [{"kind": "ftp"}]}, "sources.0.kind"),
         ({"sources": [{"kind": "jsonl", "pathh": "x"}]}, "sources.0.pathh"),
@@ -89,9 +93,24 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, changes: dict[str,
 
 
 def test_a_plan_within_the_policy_is_approved(tmp_path: Path) -> None:
-    site(tmp_path).approve(toy_plan())
-    site(tmp_path, max_epsilon=8).approve(toy_plan())
-    site(tmp_path, allow_privacy_none=True).approve(toy_plan(privacy=UNPRIVATE))
+    site(tmp_path, **KEYS).approve(masked_plan())
+    site(tmp_path, **KEYS, max_epsilon=8).approve(masked_plan())
+    site(tmp_path, **KEYS, allow_privacy_none=True).approve(masked_plan(privacy=UNPRIVATE))
+    site(tmp_path, allow_unmasked=True).approve(toy_plan())
+
+
+def test_a_plan_in_the_clear_needs_a_sites_word_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not masked.*hospital-0 has allow_unmasked=false"):
+        site(tmp_path, **KEYS).approve(toy_plan())
+
+
+@pytest.mark.parametrize("missing", sorted(KEYS))
+def test_a_masked_plan_needs_keys_a_roster_and_a_place_to_keep_state(tmp_path: Path, missing: str) -> None:
+    some = {name: value for name, value in KEYS.items() if name != missing}
+    with pytest.raises(ConfigError, match=rf"needs {missing} in site\.yaml of hospital-0"):
+        site(tmp_path, **some, allow_unmasked=True).approve(masked_plan())
+    with pytest.raises(ConfigError, match="needs identity, roster, roster_sha256, state_folder in"):
+        site(tmp_path, allow_unmasked=True).approve(masked_plan())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def test_a_plan_beyond_the_policy_is_refused_naming_both_values(
     tmp_path: Path, changes: dict[str, Any], plan: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=named):
-        site(tmp_path, **changes).approve(toy_plan(**plan))
+        site(tmp_path, **changes, **KEYS).approve(masked_plan(**plan))
 
 
 def test_the_node_names_its_site_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from clients.records import read_records
 from clients.site import Site
-from clients.train import Units, Workbench, draw, open_stream, train_round
+from clients.streams import STEP, open_stream
+from clients.train import Units, Workbench, draw, train_round
 from fedslm.crypto.prg import SecureStream
 from fedslm.data.example import Example
 from fedslm.errors import DataError, ModelError
@@ -168,24 +169,19 @@ def test_a_deployed_hospital_draws_from_the_operating_system(
     assert all(not np.array_equal(first[name], second[name]) for name in first)
     asked: list[int] = []
     monkeypatch.setattr("os.urandom", lambda count: asked.append(count) or bytes(count))
-    open_stream(deployed, plan, 1, 0)
+    open_stream(deployed, plan, STEP, 1, 0, 0)
     assert asked == [32]
 
 
-def test_a_simulations_stream_is_used_once(ward: Ward) -> None:
-    site, plan = ward.sites[0], ward.plan
-    other_plan = dataclasses.replace(plan, nonce="f" * 32)
-    opened = [
-        open_stream(site, plan, 1, 0),
-        open_stream(site, plan, 2, 0),
-        open_stream(site, plan, 1, 1),
-        open_stream(ward.sites[1], plan, 1, 0),
-        open_stream(site, other_plan, 1, 0),
-        open_stream(dataclasses.replace(site, simulation_seed=2), plan, 1, 0),
-    ]
-    assert len({int(stream.uint64(1)[0]) for stream in opened}) == len(opened)
-    again = open_stream(site, plan, 1, 0).uint64(4)
-    np.testing.assert_array_equal(open_stream(site, plan, 1, 0).uint64(4), again)
+def test_another_attempt_at_a_round_draws_afresh_and_the_same_one_the_same(ward: Ward, bench: Workbench) -> None:
+    plan = changed(ward.plan, "privacy", mode="local", epsilon=5.0, noise_multiplier=1.0)
+    request = ward.shifted(plan=plan)
+    first, again, other = (
+        train_round(dataclasses.replace(request, attempt=attempt), ward.sites[0], bench) for attempt in (0, 0, 1)
+    )
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
 
 
 class Letters:
@@ -229,6 +225,6 @@ def test_the_patient_as_unit_needs_ids_at_the_hospital_too(ward: Ward, tmp_path:
     rows.write_text('{"prompt": "the patient has fever", "completion": "lungs", "options": ["lungs", "skin"]}\n')
     source = dataclasses.replace(ward.sites[0].sources[0], path=str(rows), hospital=None, held_out_fraction=0.0)
     site = dataclasses.replace(ward.sites[0], sources=(source,))
-    with pytest.raises(DataError, match="1 training rows have no patient id"):
+    with pytest.raises(DataError, match="1 training rows of hospital-0 have no patient id"):
         train_round(ward.request(), site, Workbench())
     assert train_round(ward.request(), dataclasses.replace(site, unit="record"), Workbench())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fedslm.config.checks import check_delta, check_hospitals, check_patients, floor_delta
+from fedslm.config.checks import check_delta, check_hospitals, floor_delta
 from fedslm.config.compose import compose
-from fedslm.errors import ConfigError, DataError, PrivacyError
+from fedslm.config.schema import check_masking
+from fedslm.errors import ConfigError, PrivacyError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,9 @@ from fedslm.errors import ConfigError, DataError, PrivacyError
         ),
         ("privacy.epsilon=null", "privacy=local", "privacy.epsilon is null"),
         ("privacy=none privacy.epsilon=3", "privacy=none", "privacy.epsilon=3"),
+        ("min_cohort=2", "secagg=masked", "min_cohort=2"),
+        ("secagg.colluders=2 min_cohort=3", "secagg.colluders=2", "min_cohort=3"),
+        ("secagg.honest=4 min_cohort=3", "secagg.honest=4", "min_cohort=3"),
     ],
 )
 def test_a_contradiction_names_both_values(overrides: str, first: str, second: str) -> None:
@@ -44,6 +48,8 @@ def test_a_contradiction_names_both_values(overrides: str, first: str, second: s
         "model.source=./folder",
         "data=jsonl data.path=x data.columns.patient_id=null privacy.unit=record",
         "privacy.unit=record",
+        "secagg=none min_cohort=1",
+        "secagg.colluders=2 min_cohort=4",
     ],
 )
 def test_what_does_not_contradict_is_accepted(overrides: str) -> None:
@@ -59,6 +65,44 @@ def test_too_few_hospitals_are_refused(names: tuple[str, ...], min_cohort: int, 
     check_hospitals(("a", "b", "c"), min_cohort=3)
 
 
+@pytest.mark.parametrize("min_cohort", [2, 3])
+def test_two_hospitals_cannot_hide_from_each_other_and_are_told_the_way_out(min_cohort: int) -> None:
+    with pytest.raises(ConfigError, match=r"at least 3 hospitals, there are 2: .*secagg=none"):
+        check_hospitals(("a", "b"), min_cohort=min_cohort, masked=True)
+    check_hospitals(("a", "b"), min_cohort=2, masked=False)
+
+
+def satisfiable(n: int, colluders: int, honest: int) -> bool:
+    """The spec's own bounds at n hospitals."""
+    threshold = (n + colluders) // 2 + 1
+    return colluders < 2 * threshold - n and max(threshold, colluders + honest) <= n
+
+
+def test_a_promise_is_refused_exactly_where_some_session_of_the_plan_could_not_keep_it() -> None:
+    for hospitals in range(3, 9):
+        for min_cohort in range(3, hospitals + 1):
+            for colluders in range(hospitals + 2):
+                for honest in (2, 3):
+                    wanted = all(satisfiable(n, colluders, honest) for n in range(min_cohort, hospitals + 1))
+                    numbers = {"colluders": colluders, "honest": honest}
+                    assert is_allowed(hospitals=hospitals, min_cohort=min_cohort, **numbers) == wanted
+
+
+def is_allowed(**numbers: int) -> bool:
+    try:
+        check_masking(**numbers)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("hospitals", "words"), [(2, "at least 3"), (256, "at most 255")])
+def test_more_or_fewer_hospitals_than_the_protocol_is_for_are_refused(hospitals: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{words} hospitals, there are {hospitals}.*secagg=none"):
+        check_masking(hospitals=hospitals, min_cohort=3, colluders=0, honest=2)
+    check_masking(hospitals=255, min_cohort=3, colluders=1, honest=2)
+
+
 def test_delta_may_be_at_most_one_in_a_hundred_populations() -> None:
     check_delta(1 / 4000, population=40, hospital="h")
     with pytest.raises(PrivacyError, match=r"privacy\.delta=0\.00026 .* 40 patients.*privacy\.delta=0\.0001 or lower"):
@@ -69,10 +113,3 @@ def test_delta_may_be_at_most_one_in_a_hundred_populations() -> None:
 def test_the_proposed_delta_is_a_power_of_ten_below_the_bound(largest: float, floor: float) -> None:
     assert floor_delta(largest) == pytest.approx(floor)
     assert floor_delta(largest) <= largest * (1 + 1e-12)
-
-
-def test_the_patient_as_unit_needs_patient_ids() -> None:
-    check_patients(3, unit="record", hospital="h")
-    check_patients(0, unit="patient", hospital="h")
-    with pytest.raises(DataError, match=r"3 rows of h .*privacy\.unit=patient"):
-        check_patients(3, unit="patient", hospital="h")

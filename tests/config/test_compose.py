@@ -101,7 +101,13 @@ def test_a_list_or_null_arrives_as_written(value: str, targets: tuple[str, ...] 
         ("strategy=krum", "fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedyogi"),
         ("strategy=fedavg strategy.eta=1", "strategy.eta"),
         ("privacy=central", "local, none"),
-        ("secagg=on", "choose from: none"),
+        ("secagg=on", "choose from: masked, none"),
+        ("secagg.colluders=-1", "greater than or equal to 0"),
+        ("secagg.honest=1", "greater than or equal to 2"),
+        ("secagg.ring_bits=33", "less than or equal to 32"),
+        ("secagg.ring_bits=15", "greater than or equal to 16"),
+        ("secagg.value_range=0", "greater than 0"),
+        ("secagg.step_deadline_s=inf", "finite number"),
         ("privacy.unit=doctor", "'patient' or 'record'"),
         ("privacy.delta=nan", "less than 1"),
         ("privacy.clip_norm=inf", "finite number"),
@@ -127,6 +133,24 @@ def test_an_unknown_or_impossible_setting_is_one_sentence_and_exit_code_2(overri
     assert message.endswith(".")
     assert "\n" not in message
     assert "hydra.cc" not in message
+
+
+@pytest.mark.parametrize("name", ["krum", "MultiKrum", "bulyan", "fedmedian", "fed_trimmed_avg", "qfedavg"])
+def test_a_strategy_that_looks_at_single_updates_says_why_it_cannot_be(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"needs each hospital's update by itself, .* only their sum; choose from: fed"
+    ):
+        compose([f"strategy={name}"])
+
+
+def test_updates_are_encrypted_unless_somebody_says_otherwise() -> None:
+    assert compose().secagg.mode == "masked"
+    assert compose().min_cohort is None  # as few as the promise allows, which the plan works out
+    assert compose(["secagg=none"]).secagg.mode == "none"
+
+
+def test_a_round_may_be_tried_again_unless_somebody_says_otherwise() -> None:
+    assert compose().privacy.extra_sessions == compose(["privacy=none"]).privacy.extra_sessions == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The same apps on a real SuperLink with two SuperNodes, so that no habit of the in-process grid hardens."""
+"""The same apps, masked, on a real SuperLink with three SuperNodes, so that no habit of the in-process grid hardens."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from safetensors.numpy import load_file
 from fedslm.flower.bundle import RUN_FOLDER_KEY, bundle
 from fedslm.flower.compat import run_status, submit_run
 from fedslm.reporting.events import Event, read_events
-from simulations.consortium import write_sites
-from simulations.run import prepare, simulate
-from tests.toys import toy_overrides, write_toy_rows
+from simulations.run import prepare, simulate, write_homes
+from tests.toys import toy_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -140,12 +139,12 @@ def fields(events: list[Event], kind: str, name: str) -> list[object]:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_deployment_gives_the_adapter_of_the_simulation(tmp_path: Path) -> None:
     deployed, local = tmp_path / "deployed", tmp_path / "local"
-    write_toy_rows(tmp_path / "rows.jsonl", hospitals=2)
     with prepare(toy_overrides(tmp_path, "rounds=2", "evaluation.every_rounds=0", f"run_folder={deployed}")) as job:
-        nodes = write_sites(job.consortium.sites, tmp_path / "sites")
-        names = job.plan.names
+        assert job.plan.masked
+        nodes, names = write_homes(job), job.plan.names
     shutil.copytree(deployed, local)
     with network(tmp_path, nodes) as running:
         run_id = running.submit(deployed)
@@ -155,6 +154,8 @@ def test_a_deployment_gives_the_adapter_of_the_simulation(tmp_path: Path) -> Non
     assert fields(events, "hospital_dropped", "hospital") == []
     assert sorted(fields(events, "hospital_joined", "hospital")) == sorted(names)
     assert fields(events, "round_finished", "survivors") == [names, names]
+    assert fields(events, "session_started", "session") == [1, 2]
+    assert sorted(fields(events, "hospital_masked", "hospital")) == sorted([*names, *names])
     assert fields(events, "checkpoint_written", "round") == [1, 2]
     assert events[-1].kind == "run_finished"
     expected = load_file(simulated.adapter / "adapter_model.safetensors")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fedslm.config.schema import FedAvgConfig, FedProxConfig
+from fedslm.config.schema import FedAvgConfig, FedProxConfig, build
 from fedslm.encoding import canonical_bytes
 from fedslm.errors import ConfigError
 from fedslm.governance.plan import Plan, PlannedHospital, proximal_mu
-from tests.builders import toy_plan
+from tests.builders import SECAGG, masked_plan, toy_hospitals, toy_plan
 
 PLAN = toy_plan()
 TWICE = (PLAN.hospitals[0], PLAN.hospitals[0])
@@ -40,7 +40,8 @@ def test_a_plan_reads_back_and_hashes_alike() -> None:
 
 def test_the_encoding_is_pinned() -> None:
     # A change here makes every approved plan and every run folder unreadable: it needs another PLAN_VERSION.
-    assert PLAN.sha256 == "2903e372bc58ce730e8af8bc2752228e127fb40bf6a6499171771968ad1b032d"
+    assert PLAN.sha256 == "385af93ccabb76fe0f090a1f1261e4d36dcea56f38f3179d817e8d7d2ca94380"
+    assert masked_plan().sha256 == "a7f82d18305dcdee0371f3423680c49bd40491f225b22cdd4ac7934f4c215852"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_the_encoding_is_pinned() -> None:
         {"hospitals": PLAN.hospitals[::-1]},
         {"min_cohort": 3},
         {"deadline_s": 61.0},
+        {"secagg": SECAGG, "min_cohort": 3},
     ],
     ids=str,
 )
@@ -77,10 +79,13 @@ def test_one_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
         ("hospitals.0.weight", ..., "weight"),
         ("model.revision", ..., "edited"),
         ("version", ..., "version None"),
-        ("version", 2, "version 2"),
-        ("version", "1", "version"),
+        ("version", 1, "version 1"),
+        ("version", "2", "version"),
         ("version", True, "version|edited"),
-        ("masked", True, "masked"),
+        ("masked", False, "masked"),
+        ("secagg", ..., "secagg"),
+        ("secagg", True, "secagg"),
+        ("secagg", {}, "secagg"),
         ("nonce", "short", "nonce"),
         ("adapter.frozen_sha256", "A" * 64, "frozen_sha256"),
         ("adapter.targets", [], "targets"),
@@ -136,6 +141,39 @@ def test_privacy_without_noise_or_bound_cannot_be_planned() -> None:
     with pytest.raises(ConfigError, match="an epsilon"):
         toy_plan(privacy={"epsilon": None})
     assert toy_plan(privacy={"mode": "none", "noise_multiplier": 0.0, "epsilon": None}).privacy.mode == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"secagg": {"colluders": 1}}, r"secagg\.colluders=1 with secagg\.honest=3 needs 4 hospitals.*min_cohort=3"),
+        ({"secagg": {"ring_bits": 33}}, "ring_bits"),
+        ({"secagg": {"ring_bits": 15}}, "ring_bits"),
+        ({"secagg": {"honest": 1}}, "honest"),
+        ({"secagg": {"colluders": -1}}, "colluders"),
+        ({"secagg": {"value_range": 0.0}}, "value_range"),
+        ({"secagg": {"step_deadline_s": float("inf")}}, "step_deadline_s"),
+        ({"secagg": {"surprise": 1}}, "surprise"),
+        ({"min_cohort": 2}, "min_cohort=2; a sum of fewer than 3"),
+    ],
+    ids=str,
+)
+def test_a_masked_plan_whose_promise_cannot_be_kept_is_refused(changes: dict[str, Any], named: str) -> None:
+    document = json.loads(masked_plan(secagg={"honest": 3}).to_bytes())
+    secagg = {**document["secagg"], **changes.pop("secagg", {})}
+    with pytest.raises(ConfigError, match=named):
+        build(Plan, {**document, "secagg": secagg, **changes})
+
+
+def test_two_hospitals_cannot_be_masked() -> None:
+    with pytest.raises(ConfigError, match="at least 3 hospitals, there are 2"):
+        masked_plan(hospitals=toy_hospitals(2), min_cohort=2)
+
+
+def test_a_masked_plan_reads_back() -> None:
+    assert Plan.from_bytes(masked_plan().to_bytes()) == masked_plan()
+    assert masked_plan().masked
+    assert not PLAN.masked
 
 
 def test_two_hospitals_of_one_name_cannot_be_planned() -> None:

@@ -48,6 +48,7 @@ def test_ray_gives_the_adapter_of_the_local_runtime_and_keeps_its_models(tmp_pat
     local = simulate([*overrides, f"run_folder={tmp_path / 'local'}"])
     ray = simulate([*overrides, f"run_folder={tmp_path / 'ray'}", "runtime=ray"])
     assert same_adapter(local, ray)
+    assert [event.kind for event in ray.events].count("hospital_masked") == 9
     # The first round pays for the imports and the base model in every actor; a later one pays again if none is kept.
     first, *_, last = seconds(ray.events)
     assert last < first / 2

@@ -115,7 +115,8 @@ def wait_for(path: Path, process: subprocess.Popen[str], *, timeout_s: float = 1
 
 def test_a_run_tells_its_story_in_order(private: RunResult) -> None:
     story = [event.kind for event in private.events]
-    one_round = ["round_started", *["hospital_trained"] * 3, "checkpoint_written", "round_finished", "scored"]
+    one_session = ["session_started", *["hospital_trained"] * 3, *["hospital_masked"] * 3]
+    one_round = ["round_started", *one_session, "checkpoint_written", "round_finished", "scored"]
     assert story == ["run_started", *["hospital_joined"] * 3, *one_round * 3, "run_finished"]
     assert tuple(read_events(private.folder / "events.jsonl")) == private.events
     assert [event.time for event in private.events] == sorted(event.time for event in private.events)
@@ -128,10 +129,12 @@ def test_the_summary_says_what_was_guaranteed_and_what_was_not(private: RunResul
     found = summary(private.folder)
     assert found == dict(private.summary)
     assert found["status"] == "finished"
-    assert 19 < found["epsilon"] <= 20
+    assert 15 < found["epsilon"] < 20  # 20 after the sessions that were not needed
+    assert found["sessions"] == 3
     assert (found["delta"], found["unit"], found["privacy"], found["rounds"]) == (1e-5, "patient", "local", 3)
-    assert found["masked"] is False
-    assert "not encrypted" in found["notice"]
+    assert found["masked"] is True
+    assert "1 may drop out" in found["bound"]
+    assert found["notice"].startswith("Updates are encrypted")
     assert found["seeded"] is True
     assert found["seconds"] > 0
     assert 50e6 < found["peak_rss_bytes"] < 100e9
@@ -154,7 +157,7 @@ def test_the_model_card_says_what_the_adapter_must_not_be_taken_for(private: Run
     assert "epsilon 20, delta 1e-05" in card
     assert "seeded simulation" in card
     assert "Not a medical device" in card
-    assert "OFF. The coordinator could read every hospital's update." in card
+    assert "Secure aggregation: on. The coordinator read only sums of updates" in card
 
 
 def test_nothing_on_disk_is_a_patients_text(private: RunResult) -> None:
@@ -180,6 +183,19 @@ def test_a_run_without_privacy_says_so_loudly(
     assert "Privacy: NONE" in (folder / "adapter" / "README.md").read_text()
 
 
+def test_a_run_in_the_clear_says_so_loudly(
+    unprivate: Settings, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["simulate", *unprivate("rounds=1", "secagg=none")]) == 0
+    out, _ = capfd.readouterr()
+    assert "NOT ENCRYPTED: the coordinator could read each hospital's update." in out
+    run = tmp_path / "run"
+    assert summary(run)["masked"] is False
+    assert "NOT encrypted" in summary(run)["notice"]
+    assert "OFF. The coordinator could read every hospital's update." in (run / "adapter" / "README.md").read_text()
+    assert not list(run.rglob("*.pem*")) + list(run.rglob("roster.json")) + list(run.rglob("state-*"))
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi"])
 def test_every_strategy_runs(strategy: str, unprivate: Settings) -> None:
     result = simulate(unprivate(f"strategy={strategy}", "rounds=2", "training=local_sgd", "training.local_steps=2"))
@@ -192,9 +208,9 @@ def test_ffa_sends_one_matrix_and_full_sends_both(method: str, halves: int, unpr
     result = simulate(unprivate(f"adapter={method}", "adapter.rank=4", "rounds=2"))
     arrays = adapter(result.folder)
     sent = [name for name in arrays if method == "full" or "lora_B" in name]
-    (bytes_up,) = {event.fields["bytes_up"] for event in result.events if event.kind == "hospital_trained"}
+    (bytes_up,) = {event.fields["bytes_up"] for event in result.events if event.kind == "hospital_masked"}
     numbers = 4 * sum(arrays[name].size for name in sent)
-    assert numbers <= bytes_up <= numbers + 200 * len(sent)
+    assert numbers <= bytes_up <= numbers + 100
     initial = load_file(result.folder / "checkpoints" / "round-00000" / "adapter_model.safetensors")
     moved = [name for name in arrays if not np.array_equal(arrays[name], initial[name])]
     assert {name.split(".")[-2] for name in moved} == set(["lora_B", "lora_A"][:halves])
@@ -240,7 +256,7 @@ def test_a_plan_is_printed_per_hospital_and_runs_nothing(
     for row in found["hospitals"].values():
         assert {"epsilon", "noise_multiplier", "bytes_up", "bytes_down", "memory_bytes", "seconds"} <= set(row)
         assert 0 < row["epsilon"] <= 20
-        assert row["bytes_up"] == 3 * 4 * found["adapter_parameters"]
+        assert row["bytes_up"] > 3 * 4 * found["adapter_parameters"]
         assert row["bytes_down"] > row["bytes_up"]
     assert list(tmp_path.iterdir()) == []
 
@@ -374,7 +390,7 @@ def test_a_hospital_that_fails_drops_out_and_the_round_goes_on(
     events = read_events(tmp_path / "run" / "events.jsonl")
     dropped = [event.fields for event in events if event.kind == "hospital_dropped"]
     assert [dict(fields) for fields in dropped] == [
-        {"round": number, "hospital": "hospital-1", "code": "FAILED"} for number in (1, 2)
+        {"round": number, "hospital": "hospital-1", "code": "FAILED", "step": "train"} for number in (1, 2)
     ]
     survivors = {event.fields["survivors"] for event in events if event.kind == "round_finished"}
     assert survivors == {("hospital-0", "hospital-2")}
@@ -390,6 +406,7 @@ def test_a_hospital_that_fails_leaves_the_others_as_they_are(
         "rounds=1",
         "strategy=fedavg",
         "min_cohort=1",
+        "secagg=none",
         "privacy.sample_rate=1",
         "privacy.max_records_per_unit=2",
     )
@@ -417,7 +434,7 @@ def test_too_few_hospitals_end_the_run_with_4(
     failing({"hospital-0", "hospital-1", "hospital-2"}, RuntimeError(CANARY), monkeypatch)
     assert main(["simulate", *unprivate()]) == 4
     out, err = capfd.readouterr()
-    assert "0 of 3 hospitals answered, the plan needs 2" in err
+    assert "hospital-0 (FAILED in train), hospital-1 (FAILED in train), hospital-2 (FAILED in train)" in err
     assert summary(tmp_path / "run")["status"] == "failed"
     assert kinds(tmp_path / "run")[-1] == "run_failed"
     assert CANARY not in out + err + values(tmp_path / "run")
@@ -457,15 +474,28 @@ def write_rows(path: Path, hospitals: dict[str, int], **changes: Any) -> str:
         ({"north": 9}, {}, [], 2, "hospitals in the data is 1"),
         ({}, {}, [], 2, "hospitals in the data is 0"),
         ({"a": 9, "b": 9, "c": 9}, {}, ["min_cohort=4"], 2, "min_cohort=4 but the data has 3 hospitals"),
-        ({"a": 9, "b": 1}, {}, ["data.held_out_fraction=0.99"], 1, "has no records to train on"),
-        ({"a": 9, "b": 9}, {"patient_id": None}, [], 1, "have no patient id, and privacy.unit=patient"),
+        ({"a": 9, "b": 9}, {}, [], 2, "needs at least 3 hospitals, there are 2"),
+        ({"a": 9, "b": 1, "c": 9}, {}, ["data.held_out_fraction=0.99"], 1, "has no records to train on"),
+        (
+            {"a": 9, "b": 9, "c": 9},
+            {"patient_id": None},
+            [],
+            1,
+            "have no patient id, and the privacy unit is the patient",
+        ),
         ({"a": 9, "Zürich": 9}, {}, [], 2, "hospital column, 6 characters long, is not a name"),
         ({"a": 9, CANARY * 9: 9}, {}, [], 2, "hospital column, 108 characters long, is not a name"),
         ({"a": 9, "b": 9, "": 9}, {}, [], 2, "hospital column, 0 characters long, is not a name"),
-        ({"a": 9, "b": 9}, {"prompt": "  ", "note": CANARY}, [], 1, "line 1: An example has an empty prompt"),
-        ({"a": 9, "b": 9}, {"completion": CANARY}, [], 1, "line 1: The answer is not among the row's 2 choices"),
-        ({"a": 9, "b": 9}, {"options": CANARY}, [], 1, "line 1: column 'options' must be a list"),
-        ({"a": 9, "b": 9}, {}, ["data.columns.choices=null", "compare=true"], 2, "compare=true"),
+        ({"a": 9, "b": 9, "c": 9}, {"prompt": "  ", "note": CANARY}, [], 1, "line 1: An example has an empty prompt"),
+        (
+            {"a": 9, "b": 9, "c": 9},
+            {"completion": CANARY},
+            [],
+            1,
+            "line 1: The answer is not among the row's 2 choices",
+        ),
+        ({"a": 9, "b": 9, "c": 9}, {"options": CANARY}, [], 1, "line 1: column 'options' must be a list"),
+        ({"a": 9, "b": 9, "c": 9}, {}, ["data.columns.choices=null", "compare=true"], 2, "compare=true"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -521,9 +551,14 @@ def test_a_record_that_turns_bad_during_a_run_stays_at_the_hospital(
 @pytest.mark.parametrize(
     ("overrides", "code", "named"),
     [
-        (["training.learning_rate=1e30", "strategy=fedavg"], 1, "round 1 gives no finite loss"),
-        (["training.learning_rate=1e30", "strategy=fedavg", "evaluation.every_rounds=0"], 4, "0 of 3 hospitals"),
-        (["training.learning_rate=1e39", "strategy=fedavg"], 4, "0 of 3 hospitals answered"),
+        (["secagg=none", "training.learning_rate=1e30", "strategy=fedavg"], 1, "round 1 gives no finite loss"),
+        (
+            ["secagg=none", "training.learning_rate=1e30", "strategy=fedavg", "evaluation.every_rounds=0"],
+            4,
+            "0 of 3 hospitals",
+        ),
+        (["secagg=none", "training.learning_rate=1e39", "strategy=fedavg"], 4, "0 of 3 hospitals answered"),
+        (["training.learning_rate=1e30", "strategy=fedavg"], 4, "hospital-0 (OUT_OF_RANGE in train)"),
         (["strategy.eta=1e39"], 1, "not finite after round 1; lower strategy.eta"),
     ],
     ids=lambda value: str(value),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedslm.errors import RunError
 from fedslm.reporting.events import KINDS, Announcer, Event, EventLog, read_events
 
-DROPPED = {"round": 3, "hospital": "Süd-Klinik", "code": "timeout"}
+DROPPED = {"round": 3, "hospital": "Süd-Klinik", "code": "timeout", "step": "mask"}
 
 
 def dropped(**changes: Any) -> Event:
@@ -54,7 +54,7 @@ def test_any_json_value_survives_on_one_line(value: Any) -> None:
 def test_a_line_is_flat_and_in_the_table_s_order() -> None:
     shuffled = dict(reversed(DROPPED.items()))
     line = Event(time=1.5, kind="hospital_dropped", fields=shuffled).to_json()
-    assert list(json.loads(line)) == ["time", "kind", "round", "hospital", "code"]
+    assert list(json.loads(line)) == ["time", "kind", "round", "hospital", "code", "step"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"x", {1: 2}, {"a": {3}}, object(), "\ud800", Path("x")])
@@ -85,6 +85,13 @@ def test_a_time_that_is_no_finite_number_is_refused(time: Any) -> None:
 def test_a_line_that_is_no_event_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"event|Expecting|JSON"):
         Event.from_json(line)
+
+
+def test_a_log_of_an_earlier_release_can_still_be_read() -> None:
+    event = Event.from_json('{"time":1,"kind":"hospital_dropped","round":1,"hospital":"a","code":"c"}')
+    assert event.fields["step"] == "train"
+    with pytest.raises(ValueError, match="step"):
+        Event(time=1, kind="hospital_dropped", fields={"round": 1, "hospital": "a", "code": "c"})
 
 
 def test_an_event_cannot_be_changed_through_what_it_was_made_of() -> None:

@@ -49,6 +49,7 @@ class Story:
             "first_round": 1,
             "privacy": DP,
             "masked": True,
+            "bound": "1 of 5 may collude with the coordinator; 1 may drop out of a session",
             "seeded": False,
             "model": "tiny-llama",
             "adapter_parameters": 24576,
@@ -68,7 +69,7 @@ class Story:
         for hospital in survivors:
             self.trained(number, hospital)
         if lost:
-            self.tell("hospital_dropped", round=number, hospital=lost, code="timeout")
+            self.tell("hospital_dropped", round=number, hospital=lost, code="timeout", step="train")
         self.tell("round_finished", round=number, seconds=10.0, epsilon=epsilon, survivors=survivors)
         self.tell("scored", round=number, loss=2.0 / number, accuracy=0.2 + number / 10, seconds=1.0)
         return self.tell("checkpoint_written", round=number, seconds=1.0)
@@ -104,7 +105,7 @@ def plain(quiet: bool = False) -> tuple[Story, io.StringIO]:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_nothing_is_wider_than_the_terminal(width: int) -> None:
-    story = Story().start(masked=False, seeded=True).round(1).round(2, lost="north-oncology", epsilon=3.2)
+    story = Story().start(masked=False, bound="", seeded=True).round(1).round(2, lost="north-oncology", epsilon=3.2)
     story.tell("hospital_refused", hospital="riverside", code="policy-model-not-allowed")
     story.tell("comparison_started", name="a very long name of a model " * 5, index=1, total=7)
     assert widest(drawn(story.view, width)) <= width
@@ -116,7 +117,8 @@ def test_a_running_round_shows_everything(width: int) -> None:
     text = drawn(story.tell("round_started", round=3).trained(3, "north-oncology").view, width)
     for words in (
         "wards-7f3a91 · tiny-llama · 24,576 adapter parameters",
-        "epsilon 8.0 at delta 1e-06 per patient · updates masked",
+        "epsilon 8.0 at delta 1e-06 per patient",
+        "encrypted: 1 of 5 may collude with the coordinator; 1 may drop out of a session",
         "round 3 of 4",
         "all test patients: loss 1.000  accuracy 40.0 %  from 30.0 %  ▁█",
         "saved through round 2",
@@ -131,6 +133,53 @@ def test_a_running_round_shows_everything(width: int) -> None:
     assert "NOT encrypted" not in text
 
 
+def failed_session(story: Story) -> Story:
+    """Round 1: two of five are lost on the way, and it is tried again with the other three."""
+    story.start().tell("round_started", round=1)
+    story.tell("session_started", round=1, session=1, attempt=0, hospitals=HOSPITALS)
+    for name in HOSPITALS[:4]:
+        story.trained(1, name)
+    story.tell("hospital_dropped", round=1, hospital=HOSPITALS[4], code="NO_ANSWER", step="train")
+    story.tell("hospital_masked", round=1, hospital=HOSPITALS[0], seconds=1.0, bytes_up=400_000, bytes_down=1_200)
+    story.tell("hospital_dropped", round=1, hospital=HOSPITALS[3], code="NO_ANSWER", step="mask")
+    return story.tell("session_failed", round=1, session=1, code="TOO_FEW", missing=HOSPITALS[3:])
+
+
+def test_a_session_that_failed_is_said_where_it_is_tried_again() -> None:
+    story = failed_session(Story())
+    text = drawn(story.view, 80)
+    assert "round 1: session 1 failed, 2 of 5 missing, trying again" in text
+    assert "2 drops, the last in round 1: lakeview-paediatrics (NO_ANSWER in mask)" in text
+    assert row(text, HOSPITALS[0]).split()[1] == "masked"
+    assert row(text, HOSPITALS[0]).split()[-6:-4] == ["1.00", "MB"]  # both replies
+    text = drawn(story.tell("session_started", round=1, session=2, attempt=1, hospitals=HOSPITALS[:3]).view, 80)
+    assert row(text, HOSPITALS[0]).split()[1] == "training"
+    assert row(text, HOSPITALS[3]).split()[1] == "dropped"
+    story.tell("round_finished", round=1, seconds=9.0, epsilon=1.0, survivors=HOSPITALS[:3])
+    assert "trying again" not in drawn(story.view, 80)
+
+
+def test_a_session_that_failed_has_its_lines_in_a_log() -> None:
+    story, stream = plain()
+    failed_session(story).tell("session_started", round=1, session=2, attempt=1, hospitals=HOSPITALS[:3])
+    assert stream.getvalue().splitlines()[-4:] == [
+        "round 1: old-town-clinic dropped (NO_ANSWER)",
+        "round 1: lakeview-paediatrics dropped (NO_ANSWER in mask)",
+        "round 1: session 1 failed, 2 of 5 missing (TOO_FEW)",
+        "round 1: trying again in session 2, 3 hospitals",
+    ]
+
+
+def test_a_bar_does_not_run_back_when_vectors_come() -> None:
+    story = Story().start().tell("round_started", round=1)
+    story.tell("session_started", round=1, session=1, attempt=0, hospitals=HOSPITALS)
+    for name in HOSPITALS:
+        story.trained(1, name)
+    trained = drawn(story.view, 80)
+    masked = story.tell("hospital_masked", round=1, hospital="riverside", seconds=1.0, bytes_up=1, bytes_down=1).view
+    assert row(drawn(masked, 80), "round 1 of 4") == row(trained, "round 1 of 4")
+
+
 def test_columns_do_not_jump_when_states_change() -> None:
     story = Story().start()
     before = drawn(story.view)
@@ -140,13 +189,13 @@ def test_columns_do_not_jump_when_states_change() -> None:
 
 
 def test_what_nobody_may_overlook_is_in_every_view() -> None:
-    live = drawn(Story().start(privacy=NO_DP, masked=False, seeded=True).round(1, epsilon=None).view)
+    live = drawn(Story().start(privacy=NO_DP, masked=False, bound="", seeded=True).round(1, epsilon=None).view)
     for quiet in (False, True):
         story, stream = plain(quiet)
-        story.start(privacy=NO_DP, masked=False, seeded=True).round(1, epsilon=None)
+        story.start(privacy=NO_DP, masked=False, bound="", seeded=True).round(1, epsilon=None)
         for text in (live, stream.getvalue()):
             assert "PRIVACY OFF" in text
-            assert "updates are NOT encrypted yet: the coordinator can read each one" in text
+            assert "updates are NOT encrypted: the coordinator can read each one" in text
             assert "seeded simulation: noise is reproducible, not secret" in text
             assert "epsilon" not in text
 
@@ -179,7 +228,7 @@ def test_a_hospital_s_name_is_only_ever_text(name: str) -> None:
     story, stream = plain()
     live = Story()
     for each in (story, live):
-        each.start(hospitals=(name,)).tell("hospital_dropped", round=1, hospital=name, code=name)
+        each.start(hospitals=(name,)).tell("hospital_dropped", round=1, hospital=name, code=name, step=name)
         each.tell("hospital_refused", hospital=name, code=name).tell("run_failed", code=name, message=name)
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     console.print(live.view)
@@ -301,7 +350,7 @@ def test_a_hospital_that_was_not_asked_is_not_left_training() -> None:
 
 def test_an_update_lost_after_training_has_still_cost_privacy() -> None:
     story = Story().start().tell("round_started", round=1).trained(1, "riverside")
-    story.tell("hospital_dropped", round=1, hospital="riverside", code="timeout")
+    story.tell("hospital_dropped", round=1, hospital="riverside", code="timeout", step="mask")
     story.tell("round_finished", round=1, seconds=1.0, epsilon=1.5, survivors=[])
     assert "dropped" in row(drawn(story.view), "riverside")
     assert "1.50" in row(drawn(story.view), "riverside")
@@ -418,6 +467,16 @@ def test_an_unfinished_run_says_how_to_go_on() -> None:
     assert lines[-1] == "go on with  fedslm simulate 'resume=runs/a b'"
     assert not any(line.startswith("adapter") for line in lines)
     assert closing_lines(summary(status="failed", resume_command="x y"))[-1] == "go on with  x y"
+
+
+def test_the_last_lines_count_the_attempts_that_came_to_nothing() -> None:
+    assert closing_lines(summary(sessions=23))[0] == "Done after 20 rounds in 23 sessions, 4m 12s."
+    assert closing_lines(summary(sessions=20))[0] == "Done after 20 rounds, 4m 12s."
+
+
+def test_the_last_lines_say_that_updates_could_be_read() -> None:
+    assert "NOT ENCRYPTED: the coordinator could read each hospital's update." in closing_lines(summary(masked=False))
+    assert not any("ENCRYPTED" in line for line in closing_lines(summary(masked=True)))
 
 
 def test_the_last_lines_do_not_claim_privacy_that_was_off() -> None:

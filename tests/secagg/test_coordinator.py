@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from fedslm.errors import (
 )
 from fedslm.secagg import hospital
 from fedslm.secagg.coordinator import Coordinator
-from fedslm.secagg.encoding import pack_ring
+from fedslm.secagg.encoding import Ring, pack_ring
 from fedslm.secagg.messages import (
     ConfirmReply,
     MaskedReply,
@@ -73,8 +75,8 @@ def test_a_session_is_known_by_its_context(session: Session) -> None:
 # --- step 1 --------------------------------------------------------------------------------------------------------------
 
 
-def shares_reply(session: Session, point: int, **changes: object) -> bytes:
-    return encode(dataclasses.replace(decode(SharesReply, session.share(point)), **changes))  # type: ignore[arg-type]
+def shares_reply(session: Session, point: int, **changes: Any) -> bytes:
+    return encode(dataclasses.replace(decode(SharesReply, session.share(point)), **changes))
 
 
 def test_shares_are_taken_and_the_next_advert_is_given_back(session: Session) -> None:
@@ -120,7 +122,7 @@ def test_ciphertexts_that_are_not_the_listed_ones_are_refused(session: Session) 
     sealed = decode(SharesReply, session.share(2)).ciphertexts
     for other in ((*sealed[:3], b"x"), sealed[:3], (*sealed, b""), sealed[::-1], ()):
         bad = shares_reply(session, 2, ciphertexts=other)
-        refused(session, ConsistencyError, "not those it listed", lambda bad=bad: session.coordinator.shares(2, bad))
+        refused(session, ConsistencyError, "not those it listed", partial(session.coordinator.shares, 2, bad))
 
 
 def test_the_next_advert_is_its_own_and_signed(session: Session) -> None:
@@ -136,10 +138,10 @@ def test_the_next_advert_is_its_own_and_signed(session: Session) -> None:
 # --- step 2 --------------------------------------------------------------------------------------------------------------
 
 
-def masked_reply(session: Session, point: int, **changes: object) -> bytes:
+def masked_reply(session: Session, point: int, **changes: Any) -> bytes:
     vector = bytes(pack_ring(session.levels[point], session.terms.fixed_point.ring_bits))
     reply = MaskedReply(context=session.terms.context, sender=point, vector=vector)
-    return encode(dataclasses.replace(reply, **changes))  # type: ignore[arg-type]
+    return encode(dataclasses.replace(reply, **changes))
 
 
 def test_a_vector_of_somebody_who_did_not_share_is_refused(session: Session) -> None:
@@ -198,7 +200,7 @@ def test_a_confirmation_of_other_sets_or_by_another_is_refused(session: Session)
         reply(confirm_body((1, 2, 3, 4), (1, 2, 3, 4))),
         reply(right, by=2),
     ):
-        refused(session, SignatureError, "'hospital-001'", lambda bad=bad: session.coordinator.confirmed(1, bad))
+        refused(session, SignatureError, "'hospital-001'", partial(session.coordinator.confirmed, 1, bad))
     other = reply(right, context=bytes(32))
     refused(session, ConsistencyError, "another session", lambda: session.coordinator.confirmed(1, other))
     alien = reply(right, by=2, sender=2)
@@ -236,7 +238,7 @@ def answers_of(session: Session, survivors: Iterable[int]) -> tuple[Session, dic
     ],
 )
 def test_another_number_of_shares_is_refused(
-    last_step: tuple[Session, dict[int, UnmaskReply]], change: dict[str, bytes]
+    last_step: tuple[Session, dict[int, UnmaskReply]], change: dict[str, Any]
 ) -> None:
     session, answers = last_step
     bad = encode(dataclasses.replace(answers[1], **change))
@@ -327,7 +329,7 @@ def test_too_many_false_answers_are_a_share_error_until_an_honest_one_comes(
     _, answers = answers_of(session, range(1, 6))
     hand_in(session, {1: falsified(answers[1]), 2: answers[2], 4: answers[4]})
     for _ in range(2):
-        with pytest.raises(ShareError, match="5 seeds dealt by hospital-001, hospital-002, .*No sum was read"):
+        with pytest.raises(ShareError, match=r"5 seeds dealt by hospital-001, hospital-002, .*No sum was read"):
             session.coordinator.finish()
     hand_in(session, {5: answers[5]})
     assert np.array_equal(session.coordinator.finish(), session.expected(range(1, 6)))
@@ -488,12 +490,15 @@ def test_shares_revealed_and_altered_on_the_way_are_refused_or_found_out(
     hand_in(session, {point: answers[point] for point in (1, 2, 3)})
     reply = encode(answers[4])
     for altered in (*flips(reply, 60), *cuts(reply, 20)):
-        other = copy.deepcopy(session.coordinator)
         with pytest.raises(ProtocolError):
-            other.revealed(4, altered)
-            other.finish()
+            finished(copy.deepcopy(session.coordinator), altered)
     session.coordinator.revealed(4, reply)
     assert np.array_equal(session.coordinator.finish(), session.expected(SURVIVORS))
+
+
+def finished(coordinator: Coordinator, last_answer: bytes) -> Ring:
+    coordinator.revealed(4, last_answer)
+    return coordinator.finish()
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------

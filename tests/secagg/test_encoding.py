@@ -182,8 +182,9 @@ def test_an_impossible_block_is_refused(length: int, value_range: float) -> None
 
 def slow_packing(numbers: npt.NDArray[np.uint32], bits: int) -> bytes:
     """The definition: one large number in base 2^bits, least significant first."""
-    packed = sum((int(number) & 2**bits - 1) << place * bits for place, number in enumerate(numbers))
-    return packed.to_bytes(-(-len(numbers) * bits // 8), "little")
+    packed = sum((number & 2**bits - 1) << place * bits for place, number in enumerate(numbers.tolist()))
+    size = -(-len(numbers) * bits // 8)
+    return bytes(packed.to_bytes(size, "little"))
 
 
 @every_width

@@ -7,6 +7,7 @@ altered and sent to others, and up to T of them help. After every move the accou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -24,7 +25,7 @@ from fedslm.errors import ProtocolError
 from fedslm.secagg.hospital import Confirmed, Masked, Shared
 from tests.secagg.adversary import Adversary, Sets, StandIn
 
-WORLDS = [(3, 0, 2), (4, 1, 2), (4, 1, 3), (5, 0, 2), (5, 0, 4), (5, 1, 2), (7, 2, 2)]
+WORLDS = [(3, 0, 2), (4, 1, 2), (4, 1, 3), (5, 0, 2), (5, 1, 2), (6, 0, 5), (7, 2, 2)]
 """n, T and h. With (4, 1) and (7, 2) one colluder more would break the promise; in the last two h asks for more than t."""
 
 Place = tuple[int, int]
@@ -46,7 +47,7 @@ class Coordinator(RuleBasedStateMachine):
             odd = some(self.adversary.honest, 2, data)
             self.adversary.open(session, {point: int(point in odd) for point in self.adversary.honest})
             for point in some(self.adversary.honest, 2, data):
-                self.tried("mask", lambda p=point, s=session: self.mask_one(p, s, [], "alone", data))
+                self.tried("mask", partial(self.mask_one, point, session, [], "alone", data))
             if data.draw(st.integers(0, 2)):
                 self.mask_everybody(session, 0, set(), data)
 
@@ -95,7 +96,7 @@ class Coordinator(RuleBasedStateMachine):
             if number == session and self.adversary.seats[point, session] == version:
                 others = [sender for sender in sorted(self.adversary.replies[session, version]) if sender != point]
                 senders = [sender for sender in others if sender not in missing]
-                self.tried("mask", lambda p=point, s=senders: self.mask_one(p, session, s, "", data))
+                self.tried("mask", partial(self.mask_one, point, session, senders, "", data))
 
     def senders(self, point: int, session: int, data: st.DataObject) -> list[int]:
         version = self.adversary.seats[point, session]
@@ -146,24 +147,23 @@ class Coordinator(RuleBasedStateMachine):
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
         point, session = data.draw(st.sampled_from(self.at(Masked)))
-        self.tried("confirm", lambda: self.confirm_one(point, session, self.sets(point, session, data)))
+        sets, is_elsewhere = self.sets(point, session, data), not data.draw(st.integers(0, 7))
+        self.tried("confirm", partial(self.confirm_one, point, session, sets, is_elsewhere=is_elsewhere))
 
     @precondition(lambda self: self.at(Masked))
-    @rule(session=st.sampled_from([1, 2]), data=st.data(), at_once=st.booleans())
-    def split(self, session: int, data: st.DataObject, at_once: bool) -> None:
-        """Shows each hospital one of up to three U3, and tells all of them at once that they agree."""
+    @rule(session=st.sampled_from([1, 2]), data=st.data(), groups=st.integers(0, 3))
+    def split(self, session: int, data: st.DataObject, groups: int) -> None:
+        """Shows each hospital one of a few U3, or one of its own, and tells all of them at once that they agree."""
         places = [place for place in self.at(Masked) if place[1] == session]
-        if places:
-            chosen = data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=3))
-            shown = [self.sets(*place, data, least=1) for place in chosen]
-            for point, _ in places:
-                sets = data.draw(st.sampled_from([sets for sets in shown if point in sets[1]] or shown))
-                self.tried("confirm", lambda p=point, s=sets: self.confirm_one(p, session, s))
-            if at_once:
-                self.unmask_everybody(data)
+        shown = [self.sets(*data.draw(st.sampled_from(places)), data, least=1) for _ in range(groups) if places]
+        for point, _ in places:
+            fitting = [sets for sets in shown if point in sets[1]] or [self.sets(point, session, data, least=1)]
+            sets = data.draw(st.sampled_from(fitting))
+            self.tried("confirm", partial(self.confirm_one, point, session, sets))
+        self.unmask_everybody(data)
 
     def sets(self, point: int, session: int, data: st.DataObject, *, least: int = 0) -> Sets:
-        """U2 and U3 as they could be shown to a hospital: mostly right, now and then not."""
+        """U2 and U3 as they could be shown to a hospital: mostly right and with it in them, now and then not."""
         adversary, state = self.adversary, self.adversary.states[point, session]
         used = sorted(adversary.signatures[session, adversary.seats[point, session]])
         if used and data.draw(st.integers(0, 2)) == 0:
@@ -173,19 +173,20 @@ class Coordinator(RuleBasedStateMachine):
         sharers = state.sharers if data.draw(st.integers(0, 7)) else subset(everybody, 2, data)
         offered = sharers if data.draw(st.integers(0, 7)) else everybody
         spare = adversary.n - adversary.accounts[session, 0].terms.bounds.threshold
-        return sharers, subset(offered, spare if data.draw(st.integers(0, 7)) else spare + 1, data, least=least)
+        survivors = subset(offered, spare if data.draw(st.integers(0, 7)) else spare + 1, data, least=least)
+        return sharers, tuple(sorted({*survivors, point})) if data.draw(st.integers(0, 7)) else survivors
 
-    def confirm_one(self, point: int, session: int, sets: Sets, context: bytes | None = None) -> None:
-        right = self.adversary.account(point, session).terms.context
-        self.adversary.confirm(point, session, sets, context=context or right)
+    def confirm_one(self, point: int, session: int, sets: Sets, *, is_elsewhere: bool = False) -> None:
+        shown = self.adversary.seats[point, session] ^ is_elsewhere
+        self.adversary.confirm(point, session, sets, context=self.adversary.accounts[session, shown].terms.context)
 
     # --- step 4
 
     @precondition(lambda self: self.at(Confirmed))
     @rule(data=st.data(), twist=st.sampled_from(["", "", "few", "alien", "other sets", "alter", "outsider", "context"]))
     def unmask(self, data: st.DataObject, twist: str) -> None:
-        place = data.draw(st.sampled_from(self.at(Confirmed)))
-        self.tried("unmask", lambda: self.unmask_one(*place, twist, data))
+        point, session = data.draw(st.sampled_from(self.at(Confirmed)))
+        self.tried("unmask", partial(self.unmask_one, point, session, twist, data))
 
     @precondition(lambda self: self.at(Confirmed))
     @rule(data=st.data())
@@ -193,8 +194,8 @@ class Coordinator(RuleBasedStateMachine):
         self.unmask_everybody(data)
 
     def unmask_everybody(self, data: st.DataObject) -> None:
-        for place in self.at(Confirmed):
-            self.tried("unmask", lambda p=place: self.unmask_one(*p, "", data))
+        for point, session in self.at(Confirmed):
+            self.tried("unmask", partial(self.unmask_one, point, session, "", data))
 
     def unmask_one(self, point: int, session: int, twist: str, data: st.DataObject) -> None:
         adversary, version = self.adversary, self.adversary.seats[point, session]
@@ -235,7 +236,7 @@ def altered(data: bytes, draws: st.DataObject) -> bytes:
 
 
 def some(points: Sequence[int], most: int, data: st.DataObject, *, least: int = 0) -> set[int]:
-    """Mostly as few as may be, else a few more."""
+    """Mostly nobody, else a few; at least one where `least` says so."""
     if not points or not most or (not least and data.draw(st.integers(0, 2))):
         return set()
     return data.draw(st.sets(st.sampled_from(points), min_size=1, max_size=most))
@@ -267,7 +268,7 @@ def fuzz(*, examples: int, steps: int, is_random: bool = False) -> dict[str, int
 
 
 def test_a_lying_coordinator_reads_nothing_but_agreed_sums() -> None:
-    reached = fuzz(examples=120, steps=20)
+    reached = fuzz(examples=70, steps=20)
     assert min(reached.values()) >= 20, reached
 
 

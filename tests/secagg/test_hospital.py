@@ -7,8 +7,11 @@ import dataclasses
 import itertools
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,8 +229,9 @@ def test_a_list_from_another_session_is_refused(step2: Step2) -> None:
 @pytest.mark.parametrize("what", ["adapter_sha256", "config_sha256", "plan_sha256", "roster_sha256"])
 def test_what_a_hospital_with_another_adapter_or_settings_sealed_is_refused(step2: Step2, what: str) -> None:
     # The coordinator sends all but one hospital an adapter whose gradient is zero; the one would stand alone.
-    seat = dataclasses.replace(step2.session.terms, **{what: sha256(b"other").digest()})
-    other = dataclasses.replace(admitted(step2.session.terms, me=name_of(1)), context=seat.context)
+    change: dict[str, Any] = {what: sha256(b"other").digest()}
+    shown = dataclasses.replace(step2.session.terms, **change)
+    other = dataclasses.replace(admitted(step2.session.terms, me=name_of(1)), context=shown.context)
     key, mine = sealing_key(name_of(1), 1), identity(name_of(1))
     _, reply = hospital.share(
         other, step2.session.terms, sealing_key=key, identity=mine, next_advert=advert(name_of(1))
@@ -405,8 +409,8 @@ def test_too_few_survivors_are_refused(step3: Step3, survivors: tuple[int, ...])
 
 
 def test_survivors_without_me_are_refused(session: Session) -> None:
-    for point, request in session.after_shares().items():
-        session.mask(point, request)
+    for point, delivered in session.after_shares().items():
+        session.mask(point, delivered)
     state = session.states[ME]
     assert isinstance(state, Masked)
     request = ConfirmRequest(context=session.terms.context, sharers=(1, 2, 3, 4, 5), survivors=(1, 2, 4, 5))
@@ -425,8 +429,8 @@ class Step4:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        for point, request in session.after_shares().items():
-            session.mask(point, request)
+        for point, delivered in session.after_shares().items():
+            session.mask(point, delivered)
         request = ConfirmRequest(context=session.terms.context, sharers=EVERYBODY, survivors=SURVIVORS)
         self.right = {
             point: decode(ConfirmReply, session.confirm(point, encode(request))).signature for point in SURVIVORS
@@ -749,6 +753,14 @@ def test_aborts_are_counted_once_a_member_if_they_are_theirs() -> None:
     assert count({**good, name_of(9): abort(9)}, (*terms.names, name_of(9))) == 3
     confirmation = identity(name_of(4)).sign("confirm", b"", signer=name_of(4), scope=terms.context)
     assert count({**good, name_of(4): confirmation}) == 3
+
+
+@pytest.mark.parametrize("side", ["hospital", "coordinator"])
+def test_a_session_needs_no_torch_and_no_network(side: str) -> None:
+    # A process starts for every message of a deployment; only that of the training may take seconds to import.
+    code = f"import sys, fedslm.secagg.{side}; print(sorted({{'torch', 'flwr', 'transformers'}} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
 
 
 def test_states_are_values(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_a_list_for_another_number_of_hospitals_is_refused(n: int) -> None:
         {"sender": 3},
     ],
 )
-def test_a_list_of_another_shape_is_refused(change: dict[str, object]) -> None:
+def test_a_list_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(DecodeError, match="does not have the length"):
         dataclasses.replace(listed(), **change).require_shape(4)
 
@@ -98,7 +99,7 @@ def test_a_list_of_nobody_is_refused(sender: int, hashes: int, commitments: int)
         {"commitments": (*HASHES[:2], HASHES[8])},
     ],
 )
-def test_a_list_is_signed_as_a_whole(change: dict[str, object]) -> None:
+def test_a_list_is_signed_as_a_whole(change: dict[str, Any]) -> None:
     def verify(found: ShareList) -> None:
         public(name_of(2)).verify("shares", found.body, found.signature, signer=name_of(2), scope=HASHES[0])
 

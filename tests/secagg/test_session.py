@@ -128,7 +128,7 @@ def patterns(draw: st.DrawFn) -> tuple[Session, tuple[Subset, Subset, Subset, Su
     return Session(terms), (steps[0], steps[1], steps[2], steps[3])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(patterns())
 def test_the_sum_is_exact_for_more_hospitals_and_every_width_of_the_ring(
     pattern: tuple[Session, tuple[Subset, Subset, Subset, Subset]],

@@ -71,6 +71,7 @@ def test_a_promise_reads_as_a_sentence() -> None:
 
 
 def test_fewer_hospitals_than_the_plan_asks_for_are_refused() -> None:
+    assert dataclasses.replace(terms_for(4), min_cohort=4).min_cohort == 4
     with pytest.raises(BoundError, match="min_cohort is 5"):
         dataclasses.replace(terms_for(4), min_cohort=5)
 

@@ -69,10 +69,9 @@ def test_with_as_many_colluders_as_promised_the_split_fails(groups: tuple[tuple[
         here = tuple(point for point in group if point in survivors)
         try:
             show(adversary, survivors, here)
-        except ConsistencyError as refusal:
-            assert "of the 5 signatures needed" in str(refusal)
+        except ConsistencyError:
             refusals += 1
-    assert refusals >= 1
+    assert refusals >= 1  # of two groups among five, one has fewer than three
     assert list(adversary.leaks()) == []
     assert not np.array_equal(guess(adversary), levels_of(adversary.accounts[1, 0].terms, VICTIM))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -73,8 +74,8 @@ def test_a_document_is_read_back(document: Document) -> None:
     assert kind_of(encode(document)) == document.LAYOUT.kind
 
 
-def test_no_two_kinds_have_one_number() -> None:
-    assert len({document.LAYOUT.kind for document in DOCUMENTS}) == len(DOCUMENTS)
+def test_the_numbers_of_the_kinds_are_fixed() -> None:
+    assert [document.LAYOUT.kind for document in DOCUMENTS] == [*range(1, 13), *range(101, 105)]
 
 
 @every_document
@@ -125,10 +126,8 @@ def test_altered_bytes_are_refused_or_are_the_one_spelling_of_something_else(doc
 @given(document=st.sampled_from(DOCUMENTS), tail=st.binary(max_size=200), has_head=st.booleans())
 def test_rubbish_is_refused_with_no_other_error(document: Document, tail: bytes, has_head: bool) -> None:
     data = MAGIC + bytes([VERSION, document.LAYOUT.kind]) + tail if has_head else tail
-    try:
+    with contextlib.suppress(DecodeError):
         assert encode(decode(type(document), data)) == data
-    except DecodeError:
-        pass
 
 
 @pytest.mark.parametrize("data", [b"", b"FSLM", b"FSLM\x01", b"FSLM\x02\x01", b"XSLM\x01\x01"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,26 @@ import pytest
 from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
 
-from fedslm.errors import ConfigError, TooFewHospitalsError
+from fedslm.config.schema import FedAvgConfig
+from fedslm.errors import (
+    ConfigError,
+    RosterError,
+    RunError,
+    SignatureError,
+    TooFewHospitalsError,
+)
 from fedslm.flower.bundle import RUN_FOLDER_KEY
 from fedslm.flower.records import ErrorCode
 from fedslm.governance.plan import Plan
-from fedslm.reporting.events import read_events
+from fedslm.reporting.events import Event, read_events
 from server.app import build_server_app, serve
 from server.run_folder import RunFolder
 from simulations.local_grid import LocalGrid
-from tests.builders import toy_plan
-from tests.fakes import Behaviour, adds, hospital_app, refuses
+from tests.builders import UNPRIVATE, masked_plan, toy_plan
+from tests.fakes import Arrays, Behaviour, adds, hospital_app, refuses
+from tests.masked import MaskedHospital, charter_of, masked_app, masked_hospitals, roster_bytes
 
 INITIAL = {"x.lora_A.weight": np.ones((2, 3), np.float32), "x.lora_B.weight": np.zeros((3, 2), np.float32)}
-UNPRIVATE = {"mode": "none", "epsilon": None, "noise_multiplier": 0.0}
 
 
 @pytest.fixture
@@ -68,6 +76,118 @@ def test_two_processes_cannot_run_one_folder(folder: Path) -> None:
         with pytest.raises(ConfigError, match="Another process"):
             serve(grid(adds(0.5)), folder)
     assert not (folder / "events.jsonl").exists()
+
+
+# --- a masked run -----------------------------------------------------------------------------------------------------
+
+
+def masked() -> Plan:
+    sizes = {"training": {"rounds": 2}, "adapter": {"trained_parameters": 6}}
+    return masked_plan(**sizes, privacy=UNPRIVATE, strategy=FedAvgConfig(name="fedavg"))
+
+
+def halves(index: int, number: int, trained: Arrays) -> Arrays:
+    return {name: np.full_like(array, 0.5) for name, array in trained.items()}
+
+
+@pytest.fixture
+def masked_folder(tmp_path: Path) -> Path:
+    """A prepared masked run that nobody has open."""
+    signature = charter_of(masked()).signature
+    with RunFolder(tmp_path / "masked") as run:
+        parts = {"settings": {}, "description": {"peft_type": "LORA"}, "initial": INITIAL}
+        run.create(masked(), **parts, roster=roster_bytes(masked()), plan_signature=signature)
+    return tmp_path / "masked"
+
+
+def secure(hospitals: dict[str, MaskedHospital]) -> LocalGrid:
+    return LocalGrid(masked_app(hospitals), [{"hospital": name} for name in hospitals])
+
+
+def test_a_masked_run_is_run_to_its_end_and_says_what_it_promised(masked_folder: Path) -> None:
+    assert serve(secure(masked_hospitals(masked(), halves)), masked_folder).round == 2
+    events = list(read_events(masked_folder / "events.jsonl"))
+    (started,) = [event.fields for event in events if event.kind == "run_started"]
+    assert started["masked"] is True
+    assert started["bound"] == "0 of 3 may collude with the coordinator; 1 may drop out of a session"
+    summary = json.loads((masked_folder / "summary.json").read_text())
+    assert (summary["masked"], summary["bound"], summary["sessions"]) == (True, started["bound"], 2)
+    adapter = load_file(masked_folder / "adapter" / "adapter_model.safetensors")
+    assert (adapter["x.lora_B.weight"] > 0).all()
+    assert "on. The coordinator read only sums of updates" in (masked_folder / "adapter" / "README.md").read_text()
+
+
+def test_no_single_update_is_in_the_run_folder(masked_folder: Path) -> None:
+    values = {0: 0.123456, 1: -0.234567, 2: 0.345678}
+
+    def update(index: int, number: int, trained: Arrays) -> Arrays:
+        return {name: np.full_like(array, values[index]) for name, array in trained.items()}
+
+    serve(secure(masked_hospitals(masked(), update)), masked_folder)
+    written = b"".join(path.read_bytes() for path in masked_folder.rglob("*") if path.is_file())
+    first = load_file(masked_folder / "checkpoints" / "round-00001" / "adapter_model.safetensors")["x.lora_B.weight"]
+    np.testing.assert_allclose(first, np.mean(list(values.values())), atol=1e-7)
+    assert first.tobytes() in written
+    assert not any(np.float32(value).tobytes() in written for value in values.values())
+
+
+def test_a_run_that_loses_too_many_ends_with_the_model_it_had_and_goes_on_when_they_are_back(
+    masked_folder: Path,
+) -> None:
+    hospitals = masked_hospitals(masked(), halves)
+    for name in ("hospital-0", "hospital-1"):
+        hospitals[name].tamper = lambda step, data: b"" if step == "mask" else data
+    with pytest.raises(
+        TooFewHospitalsError, match=r"hospital-0 \(MALFORMED in mask\), hospital-1 \(MALFORMED in mask\)"
+    ):
+        serve(secure(hospitals), masked_folder)
+    summary = json.loads((masked_folder / "summary.json").read_text())
+    # Of three sessions one is left for the second round.
+    assert (summary["status"], summary["rounds"], summary["sessions"]) == ("failed", 0, 2)
+    initial = RunFolder(masked_folder).latest()
+    assert initial.round == 0
+    assert all(np.array_equal(array, INITIAL[name]) for name, array in initial.adapter.items())
+    end = serve(secure(masked_hospitals(masked(), halves)), masked_folder)
+    assert (end.round, end.sessions) == (2, 4)
+
+
+def test_a_run_that_was_cut_short_goes_on_with_the_sessions_it_has_left(masked_folder: Path) -> None:
+    hospitals = masked_hospitals(masked(), halves)
+
+    class Cut:
+        def notify(self, event: Event) -> None:
+            if event.kind == "hospital_masked":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(secure(hospitals), masked_folder, observers=(Cut(),))
+    end = serve(secure(hospitals), masked_folder)
+    assert (end.round, end.sessions) == (2, 3)
+    events = list(read_events(masked_folder / "events.jsonl"))
+    started = [event.fields for event in events if event.kind == "session_started"]
+    assert [(fields["round"], fields["session"], fields["attempt"]) for fields in started] == [
+        (1, 1, 0),
+        (1, 2, 0),
+        (2, 3, 0),
+    ]
+
+
+def test_a_masked_run_without_signature_or_with_another_roster_does_not_start(masked_folder: Path) -> None:
+    grid = secure(masked_hospitals(masked(), halves))
+    signature = (masked_folder / "plan.sig").read_bytes()
+    (masked_folder / "plan.sig").write_bytes(bytes(len(signature)))
+    with pytest.raises(SignatureError):
+        serve(grid, masked_folder)
+    (masked_folder / "plan.sig").unlink()
+    with pytest.raises(
+        RunError, match=r"lacks its roster or its plan's signature .*put roster\.json and plan\.sig back"
+    ):
+        serve(grid, masked_folder)
+    (masked_folder / "plan.sig").write_bytes(signature)
+    (masked_folder / "roster.json").write_bytes(b"{}")
+    with pytest.raises(RosterError):
+        serve(grid, masked_folder)
+    assert not (masked_folder / "sessions.json").exists()
 
 
 @pytest.mark.parametrize("config", [{}, {RUN_FOLDER_KEY: ""}])

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedslm.errors import TooFewHospitalsError
+from fedslm.errors import BudgetExceededError, TooFewHospitalsError
 from fedslm.flower.records import (
     ARRAYS,
     CONFIG,
@@ -29,12 +29,13 @@ from fedslm.reporting.events import Announcer
 from server.clear_grid import ClearGrid
 from server.strategies import WEIGHT
 from simulations.local_grid import LocalGrid
-from tests.builders import toy_plan
+from tests.builders import UNPRIVATE, toy_plan
 from tests.fakes import (
     Arrays,
     BackwardsGrid,
     Behaviour,
     Clock,
+    Counting,
     GrowingGrid,
     LosingGrid,
     Recorder,
@@ -54,7 +55,9 @@ def nodes(*names: str) -> list[dict[str, Any]]:
 
 def clear(grid: LocalGrid, recorder: Recorder, *, plan: Plan = PLAN, step_s: float = 0.01) -> ClearGrid:
     announcer = Announcer(recorder)
-    return ClearGrid(grid, plan=plan, frozen={}, announcer=announcer, poll_s=0.0, clock=Clock(step_s))
+    return ClearGrid(
+        grid, plan=plan, frozen={}, announcer=announcer, counter=Counting(), poll_s=0.0, clock=Clock(step_s)
+    )
 
 
 def joined(app: ClientApp, recorder: Recorder, **options: Any) -> ClearGrid:
@@ -277,7 +280,8 @@ class TestExchange:
     def test_the_deadline_holds(self) -> None:
         clock = Clock(1.0)
         silent = LocalGrid(hospital_app(), nodes(), is_dropped=lambda node, message: is_training(message))
-        grid = ClearGrid(silent, plan=PLAN, frozen={}, announcer=Announcer(), poll_s=0.0, clock=clock)
+        options = {"announcer": Announcer(), "counter": Counting(), "poll_s": 0.0, "clock": clock}
+        grid = ClearGrid(silent, plan=PLAN, frozen={}, **options)
         grid.join(timeout_s=100)
         before = clock.now
         with pytest.raises(TooFewHospitalsError):
@@ -303,10 +307,60 @@ class TestExchange:
 
         app = hospital_app(dict.fromkeys(PLAN.names, frozen))
         grid = ClearGrid(
-            LocalGrid(app, nodes()), plan=PLAN, frozen={"A": np.full(1, 4, np.float32)}, announcer=Announcer()
+            LocalGrid(app, nodes()),
+            plan=PLAN,
+            frozen={"A": np.full(1, 4, np.float32)},
+            announcer=Announcer(),
+            counter=Counting(),
         )
         grid.join(timeout_s=10)
         assert adapters(grid.send_and_receive(requests(grid))) == [4.0] * 3
+
+    def test_what_a_strategy_put_into_the_config_travels_beside_the_plan(self) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def note(message: Message) -> Message:
+            seen.append(dict(message.content.config_records[CONFIG]))
+            return adds(0.0)(message)
+
+        grid = joined(hospital_app(dict.fromkeys(PLAN.names, note)), Recorder())
+        config = ConfigRecord({"server-round": 1, "proximal-mu": 0.5})
+        content = RecordDict({ARRAYS: to_array_record(TRAINED), CONFIG: config})
+        grid.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()])
+        assert seen == [{"server-round": 1, "proximal-mu": 0.5, "plan": PLAN.to_bytes()}] * 3
+        assert set(config) == {"server-round", "proximal-mu"}
+
+    def test_a_session_is_counted_before_its_first_message(self) -> None:
+        counted: list[int] = []
+        recorder, counter = Recorder(), Counting(started=4)
+
+        def note(message: Message) -> Message:
+            counted.append(counter.started)
+            return adds(0.0)(message)
+
+        network = LocalGrid(hospital_app(dict.fromkeys(PLAN.names, note)), nodes())
+        plan = toy_plan(privacy={"max_sessions": 5})
+        grid = ClearGrid(network, plan=plan, frozen={}, announcer=Announcer(recorder), counter=counter)
+        grid.join(timeout_s=10)
+        grid.send_and_receive(requests(grid))
+        assert counted == [5, 5, 5]
+        assert grid.sessions == 5
+        fields = ("round", "session", "attempt", "hospitals")
+        assert recorder.of("session_started", *fields) == [(1, 5, 0, PLAN.names)]
+
+    def test_a_session_that_nobody_paid_for_is_not_started(self) -> None:
+        counter = Counting(started=PLAN.privacy.max_sessions)
+        network = LocalGrid(hospital_app(), nodes())
+        for plan, is_refused in ((PLAN, True), (toy_plan(privacy=UNPRIVATE), False)):
+            grid = ClearGrid(network, plan=plan, frozen={}, announcer=Announcer(), counter=counter)
+            grid.join(timeout_s=10)
+            if is_refused:
+                with pytest.raises(BudgetExceededError, match="All 3 sessions") as raised:
+                    grid.send_and_receive(requests(grid))
+                assert raised.value.exit_code == 3
+                assert counter.started == 3
+            else:
+                assert len(grid.send_and_receive(requests(grid))) == 3
 
 
 def is_training(message: Message) -> bool:

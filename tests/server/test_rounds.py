@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedMedian
 
 from fedslm.config.compose import compose
-from fedslm.errors import RunError
+from fedslm.errors import ConfigError, RunError
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import ARRAYS, CONFIG, from_array_record, to_array_record
 from fedslm.reporting.events import Announcer, Event
 from server.checkpoints import Checkpoint, Checkpoints
 from server.rounds import RoundLoop, epsilon_curve, trained_names
 from server.strategies import WEIGHT, build_strategy
-from tests.builders import toy_plan
+from tests.builders import UNPRIVATE, masked_plan, toy_plan
 
 STRATEGIES = ["fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi"]
-UNPRIVATE = {"mode": "none", "epsilon": None, "noise_multiplier": 0.0}
 START = Checkpoint(
     round=0,
     sessions=0,
@@ -36,14 +36,16 @@ class Scripted:
 
     survivors = ("hospital-0", "hospital-1")
 
-    def __init__(self, *, spoil: float = 0.0) -> None:
+    def __init__(self, *, spoil: float = 0.0, sessions: int = 0, attempts: int = 1) -> None:
         self.sent: list[dict[str, np.ndarray[Any, Any]]] = []
-        self._spoil = spoil
+        self.sessions = sessions
+        self._spoil, self._attempts = spoil, attempts
 
     def get_node_ids(self) -> list[int]:
         return [1, 2]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> list[Message]:
+        self.sessions += self._attempts
         return [self._reply(message) for message in messages]
 
     def _reply(self, message: Message) -> Message:
@@ -93,6 +95,22 @@ def test_a_round_is_on_disk_before_it_is_called_finished(tmp_path: Path) -> None
     epsilons = [event.fields["epsilon"] for event in seen.events if event.kind == "round_finished"]
     assert 0 < epsilons[0] < epsilons[1]
     assert seen.events[-1].fields["survivors"] == ("hospital-0", "hospital-1")
+
+
+def test_attempts_that_came_to_nothing_have_cost_as_much(tmp_path: Path) -> None:
+    seen, other = Seen(), Seen()
+    end = loop(tmp_path, seen, rounds=2, private=True).run(Scripted(sessions=1, attempts=2), START)
+    assert (end.round, end.sessions) == (2, 5)
+    loop(tmp_path / "other", other, rounds=5, private=True).run(Scripted(), START)
+    assert seen.events[-1].fields["epsilon"] == other.events[-1].fields["epsilon"]
+
+
+def test_under_a_masked_plan_only_a_mean_is_asked_for(tmp_path: Path) -> None:
+    plan = masked_plan()
+    parts = {"checkpoints": Checkpoints(tmp_path, plan_sha256=plan.sha256, description={}), "announcer": Announcer()}
+    with pytest.raises(ConfigError, match="FedMedian"):
+        RoundLoop(plan=plan, strategy=FedMedian(), **parts)
+    RoundLoop(plan=toy_plan(), strategy=FedMedian(), **parts)
 
 
 def test_only_the_trained_half_travels_and_changes(tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_epsilon_is_counted_only_where_there_is_privacy() -> None:
     assert epsilon_curve(toy_plan()) is not None
 
 
-def test_a_strategy_is_told_the_round_and_the_plan(tmp_path: Path) -> None:
+def test_a_strategy_is_told_the_round(tmp_path: Path) -> None:
     configs: list[ConfigRecord] = []
 
     class Listening(Scripted):
@@ -167,4 +185,3 @@ def test_a_strategy_is_told_the_round_and_the_plan(tmp_path: Path) -> None:
 
     loop(tmp_path, Seen(), rounds=2).run(Listening(), START)
     assert [config["server-round"] for config in configs] == [1, 1, 2, 2]
-    assert all(isinstance(config["plan"], bytes) for config in configs)

@@ -9,7 +9,8 @@ import pytest
 
 from fedslm.errors import ConfigError, RunError
 from server.run_folder import RunFolder
-from tests.builders import toy_plan
+from tests.builders import masked_plan, toy_plan
+from tests.masked import charter_of, roster_bytes
 from tests.server.test_checkpoints import full_disk
 
 INITIAL = {"lora_A": np.ones((2, 2), np.float32)}
@@ -31,6 +32,18 @@ def test_what_was_put_in_is_found_again(tmp_path: Path) -> None:
         assert folder.description() == {"r": 4}
         assert folder.latest().round == 0
         np.testing.assert_array_equal(folder.latest().adapter["lora_A"], INITIAL["lora_A"])
+
+
+def test_a_masked_run_has_its_roster_and_signature_beside_its_plan(tmp_path: Path) -> None:
+    plan, parts = masked_plan(), {"settings": SETTINGS, "description": {"r": 4}, "initial": INITIAL}
+    signed = {"roster": roster_bytes(plan), "plan_signature": charter_of(plan).signature}
+    for missing in signed:
+        with pytest.raises(ConfigError, match="needs the roster and the coordinator's signature"):
+            RunFolder(tmp_path / "run").create(plan, **parts, **{**signed, missing: None})
+    assert not (tmp_path / "run").exists()
+    with RunFolder(tmp_path / "run") as folder:
+        folder.create(plan, **parts, **signed)
+        assert folder.charter() == charter_of(plan)
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:

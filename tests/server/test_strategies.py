@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file, save_file
 
@@ -20,15 +22,15 @@ from fedslm.config.schema import (
     FedProxConfig,
     StrategyConfig,
 )
-from fedslm.errors import RunError
+from fedslm.errors import ConfigError, RunError
 from fedslm.flower.records import from_array_record, plan_config, to_array_record, update_reply
 from fedslm.governance.plan import Plan, PlannedHospital
 from fedslm.reporting.events import Announcer
 from server.clear_grid import ClearGrid
-from server.strategies import build_strategy, restore_strategy, strategy_state
+from server.strategies import build_strategy, require_linear, restore_strategy, strategy_state
 from simulations.local_grid import LocalGrid
 from tests.builders import toy_plan
-from tests.fakes import Arrays, Behaviour, hospital_app
+from tests.fakes import Arrays, Behaviour, Counting, hospital_app
 
 WEIGHTS = (1.0, 0.5, 0.125)
 ROUNDS = 4
@@ -80,7 +82,7 @@ def run(strategy: FedAvg, config: StrategyConfig, arrays: Arrays, numbers: range
     plan = plan_for(config)
     app = hospital_app({name: hospital(index) for index, name in enumerate(plan.names)})
     network = LocalGrid(app, [{"hospital": name} for name in plan.names])
-    grid = ClearGrid(network, plan=plan, frozen={}, announcer=Announcer())
+    grid = ClearGrid(network, plan=plan, frozen={}, announcer=Announcer(), counter=Counting(numbers.start - 1))
     grid.join(timeout_s=10)
     for number in numbers:
         messages = strategy.configure_train(number, to_array_record(arrays), plan_config(plan), grid)
@@ -189,3 +191,40 @@ def test_another_strategys_state_is_refused(saved: str, restored: str) -> None:
 def test_an_empty_state_restores_to_the_start() -> None:
     for name in CONFIGS:
         restore_strategy(built(name), strategy_state(built(name)))
+
+
+class Louder(FedAvg):
+    """A variant that changes nothing about the aggregation."""
+
+    def summary(self) -> None:
+        print("hello")
+
+
+class Peeking(FedAvg):
+    """A variant that looks at replies."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, list(replies))
+
+
+ALLOWED = ("FedAvg", "FedAvgM", "FedProx", "FedAdagrad", "FedAdam", "FedYogi")
+KINDS = [kind for kind in vars(flower).values() if isinstance(kind, type) and issubclass(kind, flower.Strategy)]
+BARE = [kind for kind in KINDS if not inspect.isabstract(kind)]
+
+
+@pytest.mark.parametrize("kind", [*BARE, Louder, Peeking], ids=lambda kind: kind.__name__)
+def test_only_strategies_that_average_are_for_sums(kind: type[flower.Strategy]) -> None:
+    strategy = kind.__new__(kind)  # what it aggregates does not depend on its settings
+    if kind.__name__ in (*ALLOWED, "Louder"):
+        require_linear(strategy)
+        return
+    with pytest.raises(
+        ConfigError, match=f"{kind.__name__} aggregates in a way of its own, .* only their sum"
+    ) as refused:
+        require_linear(strategy)
+    assert refused.value.exit_code == 2
+
+
+def test_flower_has_strategies_on_both_sides() -> None:
+    names = {kind.__name__ for kind in BARE}
+    assert {*ALLOWED, "Krum", "MultiKrum", "Bulyan", "FedMedian", "FedTrimmedAvg", "QFedAvg"} <= names

@@ -1,0 +1,289 @@
+"""One hospital's part in the sessions of secure aggregation: the protocol of `fedslm.secagg`, kept on disk between messages.
+
+Every message may come to a fresh process. What is secret waits under lock (`sealed_state`), what was answered is on record
+(`store`). The order in every step is: check, compute, drop what is no longer needed, put the answer on record, keep the
+state, reply. Wherever a process is killed in between, the hospital is out of that session and nothing is answered twice.
+
+Only training needs torch; nothing here imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message
+
+from clients.agreement import Agreement, read_agreement
+from clients.sealed_state import SealedState
+from clients.site import Site, find_site, read_site
+from clients.store import IssuedAdvert, Session, Step, Store
+from clients.streams import ROUNDING, open_stream
+from fedslm.crypto.seal import SealingKey
+from fedslm.errors import ConsistencyError, ModelError, SessionError
+from fedslm.flower.records import (
+    CONFIG,
+    TrainRequest,
+    adapter_sha256,
+    config_sha256,
+    read_train_request,
+    secagg_bytes,
+    to_vector,
+)
+from fedslm.flower.sessions import session_terms
+from fedslm.process import forbid_core_dumps
+from fedslm.secagg import hospital
+from fedslm.secagg.messages import (
+    NO_HEAD,
+    AbortReply,
+    AbortRequest,
+    Advert,
+    ConfirmRequest,
+    MaskRequest,
+    Opening,
+    UnmaskRequest,
+)
+from fedslm.secagg.terms import Terms, advert_scope
+from fedslm.secagg.wire import Document, decode, encode
+
+MACHINE = "machine"
+ADVERT = "advert"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A session whose terms this hospital accepted and booked, before it trains for it."""
+
+    session: Session
+    attempt: int
+    seat: hospital.Seat
+    terms: Terms
+    sealing_key: SealingKey
+
+
+class Part:
+    """This hospital in the sessions of one masked plan."""
+
+    def __init__(self, agreement: Agreement, *, site: Site, store: Store, sealed: SealedState) -> None:
+        """Takes what `take_part` has opened."""
+        self._agreement = agreement
+        self._plan = agreement.plan
+        self._run = agreement.plan.sha256
+        self._site = site
+        self._store = store
+        self._sealed = sealed
+
+    def advert(self) -> bytes:
+        """A new one-time key, signed; it takes the place of the one before."""
+        issued, key = self._issue()
+        self._keep_advert(issued, key)
+        return issued.data
+
+    def open(self, message: Message) -> Opened:
+        """Step 1, before a record is read: accepts a session on its terms, and books it.
+
+        Raises:
+          ProtocolError: the terms break a rule, or the session is not new; see `fedslm.secagg.hospital.admit`.
+          BudgetExceededError: the plan's privacy does not cover another session. RunError: it cannot be put on record.
+        """
+        request, opening = read_train_request(message), decode(Opening, secagg_bytes(message))
+        _require_one_round(message, request, opening)
+        terms = self._terms(message, request, opening)
+        issued = self._store.advert(self._run)
+        key = SealingKey.from_bytes(self._sealed.recall(ADVERT, str(issued.serial)))
+        own = decode(Advert, issued.data)
+        seat = hospital.admit(terms, me=self._agreement.hospital, own_advert=own, keys=self._agreement.keys)
+        self._refuse_repetition(opening, terms)
+        session = _booked(self._run, opening, terms)
+        self._store.book(session, advert=issued.serial, max_sessions=self._max_sessions)
+        self._sealed.forget(MACHINE, ADVERT)  # what an earlier session left behind
+        self._sealed.forget_vector()
+        return Opened(session=session, attempt=opening.attempt, seat=seat, terms=terms, sealing_key=key)
+
+    def share(self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+        """Step 1, after training: encodes the update, seals it, and deals the shares of what will mask it.
+
+        Args:
+          update: float32 by name, not yet weighted.
+        Raises:
+          FloatingPointError: it is not finite. RangeError: it does not fit. RunError: it cannot be kept.
+        """
+        levels = self._encoded(opened, update)
+        try:
+            self._sealed.keep_vector(levels, *_place(opened.session, Step.SHARE))
+            issued, next_key = self._issue()
+            state, reply = hospital.share(
+                opened.seat,
+                opened.terms,
+                sealing_key=opened.sealing_key,
+                identity=self._agreement.identity,
+                next_advert=decode(Advert, issued.data),
+            )
+            answer = self._answer(opened.session, Step.SHARE, reply, keep=state)
+        except BaseException:
+            self._sealed.forget_vector()
+            raise
+        self._keep_advert(issued, next_key)
+        return answer
+
+    def mask(self, data: bytes) -> bytes:
+        """Step 2: the update under its masks.
+
+        Raises:
+          ProtocolError: see `fedslm.secagg.hospital.mask`; or the state is lost, or the step was answered.
+        """
+        session = self._store.expect(self._run, Step.MASK)
+        place = _place(session, Step.SHARE)
+        state = decode(hospital.Shared, self._sealed.recall(MACHINE, *place))
+        request, vector = decode(MaskRequest, data), self._sealed.recall_vector(*place)
+        masked, reply = hospital.mask(state, request, vector, keys=self._agreement.keys)
+        self._sealed.forget_vector()
+        return self._answer(session, Step.MASK, reply, keep=masked)
+
+    def confirm(self, data: bytes) -> bytes:
+        """Step 3: this hospital's signature on who is in the sum.
+
+        Raises:
+          ProtocolError: see `fedslm.secagg.hospital.confirm`; or the state is lost, or the step was answered.
+        """
+        session = self._store.expect(self._run, Step.CONFIRM)
+        state = decode(hospital.Masked, self._sealed.recall(MACHINE, *_place(session, Step.MASK)))
+        request = decode(ConfirmRequest, data)
+        confirmed, reply = hospital.confirm(state, request, identity=self._agreement.identity)
+        return self._answer(session, Step.CONFIRM, reply, keep=confirmed)
+
+    def unmask(self, data: bytes) -> bytes:
+        """Step 4: the shares that the sum needs; every secret of the session is gone when they are returned.
+
+        Raises:
+          ProtocolError: see `fedslm.secagg.hospital.unmask`; or the state is lost, or the step was answered.
+        """
+        session = self._store.expect(self._run, Step.UNMASK)
+        state = decode(hospital.Confirmed, self._sealed.recall(MACHINE, *_place(session, Step.CONFIRM)))
+        reply = hospital.unmask(state, decode(UnmaskRequest, data), keys=self._agreement.keys)
+        return self._answer(session, Step.UNMASK, reply, keep=None)
+
+    def abort(self, data: bytes) -> bytes:
+        """Gives a session up for ever, and signs that: with t such signatures nobody can read its sum any more.
+
+        Raises:
+          SessionError: this hospital was not in it, or has unmasked it.
+        """
+        number = decode(AbortRequest, data).session
+        session = self._store.abort(self._run, number)
+        if self._store.is_newest(session):
+            self._sealed.forget(MACHINE)
+            self._sealed.forget_vector()
+        member = self._agreement.hospital
+        signature = hospital.sign_abort(self._agreement.identity, member=member, context=session.context)
+        return encode(AbortReply(session=number, member=member, signature=signature))
+
+    def _terms(self, message: Message, request: TrainRequest, opening: Opening) -> Terms:
+        if sum(array.size for array in request.trained.values()) != self._plan.adapter.trained_parameters:
+            raise ModelError("The adapter does not have the plan's number of parameters; the coordinator sent another.")
+        return session_terms(
+            self._plan,
+            opening,
+            roster_sha256=self._agreement.roster_sha256,
+            adapter_sha256=adapter_sha256(request.trained, request.frozen),
+            config_sha256=config_sha256(message),
+        )
+
+    @property
+    def _max_sessions(self) -> int | None:
+        # Without privacy there is no noise that was made for a number of sessions.
+        return None if self._plan.privacy.mode == "none" else self._plan.privacy.max_sessions
+
+    def _refuse_repetition(self, opening: Opening, terms: Terms) -> None:
+        """Without noise, two sums over one adapter with different survivors differ by one hospital's update."""
+        if self._plan.privacy.mode != "none":
+            return
+        for earlier in self._store.masked_for(terms.adapter_sha256):
+            numbered = [(member, signature) for number, member, signature in opening.aborts if number == earlier.number]
+            aborts = dict(numbered) if earlier.run == self._run else {}
+            found = hospital.count_aborts(earlier.context, earlier.names, aborts, self._agreement.keys)
+            if found < earlier.threshold:
+                raise SessionError(
+                    f"This hospital masked for the same adapter in session {earlier.number}, and {found} of the "
+                    f"{earlier.threshold} hospitals needed have given that session up; the plan has no privacy."
+                )
+
+    def _encoded(
+        self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]
+    ) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        vector = to_vector(update)
+        vector *= np.float32(self._plan.hospital(self._agreement.hospital).weight)
+        stream = open_stream(self._site, self._plan, ROUNDING, opened.session.round, opened.attempt)
+        return opened.terms.fixed_point.encode(vector, stream)
+
+    def _issue(self) -> tuple[IssuedAdvert, SealingKey]:
+        key, agreement = SealingKey.generate(), self._agreement
+        scope = advert_scope(agreement.plan_sha256, agreement.roster_sha256)
+
+        def make(serial: int) -> bytes:
+            advert = Advert.sign(
+                agreement.identity,
+                member=agreement.hospital,
+                serial=serial,
+                sealing_key=key.public,
+                ledger_head=NO_HEAD,
+                scope=scope,
+            )
+            return encode(advert)
+
+        return self._store.issue(self._run, make), key
+
+    def _keep_advert(self, issued: IssuedAdvert, key: SealingKey) -> None:
+        self._sealed.keep(ADVERT, key.to_bytes(), str(issued.serial))
+
+    def _answer(self, session: Session, step: Step, reply: Document, *, keep: Document | None) -> bytes:
+        """Puts an answer on record, then keeps the state that goes with it; only then may it be sent."""
+        data = encode(reply)
+        self._store.commit(session, step, data)
+        if keep is None:
+            self._sealed.forget(MACHINE)
+        else:
+            self._sealed.keep(MACHINE, encode(keep), *_place(session, step))
+        return data
+
+
+@contextmanager
+def take_part(message: Message, context: Context) -> Iterator[Part]:
+    """Opens what a hospital needs to answer a message of a masked plan.
+
+    Raises:
+      ConfigError, RosterError, SignatureError: see `read_agreement`. RunError: the state folder cannot be used.
+    """
+    forbid_core_dumps()
+    site = read_site(find_site(dict(context.node_config)))
+    folder = site.keys().state_folder
+    with Store(folder) as store:
+        agreement = read_agreement(message, site, store)
+        sealed = SealedState(folder, context.state, run=agreement.plan.sha256)
+        yield Part(agreement, site=site, store=store, sealed=sealed)
+
+
+def _booked(run: str, opening: Opening, terms: Terms) -> Session:
+    return Session(
+        run=run,
+        number=opening.session,
+        round=opening.round,
+        adapter=terms.adapter_sha256,
+        context=terms.context,
+        names=terms.names,
+        threshold=terms.bounds.threshold,
+    )
+
+
+def _require_one_round(message: Message, request: TrainRequest, opening: Opening) -> None:
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    told = (config.get("session"), request.round, config.get("attempt"))
+    if told != (opening.session, opening.round, opening.attempt):
+        raise ConsistencyError("The training message and the opening beside it name different sessions or rounds.")
+
+
+def _place(session: Session, step: Step) -> tuple[str, str]:
+    return str(session.number), str(step)

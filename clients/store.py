@@ -1,0 +1,345 @@
+"""What this hospital took part in, for ever: sessions of secure aggregation, its answers, its adverts, rosters it saw.
+
+One SQLite file. There is no secret in it: it says what was done, so that nothing is done twice. Every answer is written
+here, and written through to the disk, before it is sent: a process that is killed at any point can only have answered
+less than it says here. The secrets between two answers are in `sealed_state`; they open only under what stands here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fedslm.errors import AdvertError, BudgetExceededError, RosterError, RunError, SessionError
+
+FILE_NAME = "store.sqlite"
+VERSION = 1
+BUSY_S = 5.0
+
+_TABLES = """
+CREATE TABLE sessions (
+  run TEXT NOT NULL, session INTEGER NOT NULL, round INTEGER NOT NULL, adapter BLOB NOT NULL, context BLOB NOT NULL,
+  names TEXT NOT NULL, threshold INTEGER NOT NULL, PRIMARY KEY (run, session)) STRICT;
+CREATE TABLE answers (
+  run TEXT NOT NULL, session INTEGER NOT NULL, step TEXT NOT NULL, reply_sha256 BLOB NOT NULL,
+  UNIQUE (run, session, step), FOREIGN KEY (run, session) REFERENCES sessions (run, session)) STRICT;
+CREATE TABLE aborts (
+  run TEXT NOT NULL, session INTEGER NOT NULL,
+  PRIMARY KEY (run, session), FOREIGN KEY (run, session) REFERENCES sessions (run, session)) STRICT;
+CREATE TABLE adverts (
+  serial INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, advert BLOB NOT NULL, session INTEGER) STRICT;
+CREATE TABLE rosters (root TEXT NOT NULL PRIMARY KEY, serial INTEGER NOT NULL) STRICT;
+"""
+
+
+class Step(enum.StrEnum):
+    """The answers of a session, in their only order."""
+
+    SHARE = "share"
+    MASK = "mask"
+    CONFIRM = "confirm"
+    UNMASK = "unmask"
+
+
+_ORDER = tuple(Step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session that this hospital opened.
+
+    Attributes:
+      run: SHA-256 of the plan, 64 hex digits.
+      adapter: SHA-256 of the adapter it is about, 32 bytes.
+      context: of the session, 32 bytes.
+      names: the hospitals of U1 in the order of their points.
+      threshold: t.
+    """
+
+    run: str
+    number: int
+    round: int
+    adapter: bytes
+    context: bytes
+    names: tuple[str, ...]
+    threshold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedAdvert:
+    """An advert that this hospital gave out and that no session has used."""
+
+    serial: int
+    data: bytes
+
+
+class Store:
+    """The file, open. A context manager; one process or several.
+
+    Guarantees:
+      A session number is taken once a run, and only above every number before it.
+      A step is answered once, after the step before it, in the newest session of its run, and not after an abort.
+      A session is aborted or unmasked, never both.
+
+    Every method that writes has written to the disk when it returns, and raises RunError where that was not possible.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the store in `folder`, and makes both where there is none, readable for this account only.
+
+        Raises:
+          RunError: the disk is full or read-only, or the file is damaged or of another version.
+        """
+        self._path = folder / FILE_NAME
+        with self._in_words():
+            self._db = _connect(folder, self._path)
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self._db.close()
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def book(self, session: Session, *, advert: int, max_sessions: int | None = None) -> None:
+        """Opens a session; from here on its number, and every lower one, is taken.
+
+        Args:
+          advert: serial of the hospital's own advert in it, which is used by that.
+          max_sessions: sessions that the plan's privacy was calibrated for; None sets no bound.
+        Raises:
+          SessionError: the number is not above the highest so far. AdvertError: the advert was used, or was never
+            issued. BudgetExceededError: this would be one session too many. RunError: see the class.
+        """
+        with self._transaction() as db:
+            count, highest = db.execute(
+                "SELECT COUNT(*), COALESCE(MAX(session), 0) FROM sessions WHERE run = ?", (session.run,)
+            ).fetchone()
+            if session.number <= highest:
+                raise SessionError(
+                    f"Session {session.number} is not new: this hospital opened session {highest} of the run already."
+                )
+            if max_sessions is not None and count >= max_sessions:
+                raise BudgetExceededError(
+                    f"The plan's privacy covers {max_sessions} sessions and this hospital opened {count}; agree on a new plan."
+                )
+            used = "UPDATE adverts SET session = ? WHERE serial = ? AND run = ? AND session IS NULL"
+            if db.execute(used, (session.number, advert, session.run)).rowcount != 1:
+                raise AdvertError(f"The advert with serial {advert} was used in a session before; join again.")
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", _row(session))
+
+    def expect(self, run: str, step: Step) -> Session:
+        """The newest session of a run, which must be waiting for this step.
+
+        Raises:
+          SessionError: there is none, it was aborted, the step was answered, or the one before it was not.
+        """
+        with self._in_words():
+            return _expect(self._db, run, step)
+
+    def commit(self, session: Session, step: Step, reply: bytes | memoryview) -> None:
+        """Puts an answer on record, to be called before it is sent.
+
+        Raises:
+          SessionError: as `expect`, or a newer session was opened meanwhile. RunError: see the class.
+        """
+        with self._transaction() as db:
+            if _expect(db, session.run, step).number != session.number:
+                raise SessionError(f"Session {session.number} is over: a newer one was opened.")
+            digest = hashlib.sha256(reply).digest()
+            db.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (session.run, session.number, str(step), digest))
+
+    def abort(self, run: str, number: int) -> Session:
+        """Gives a session up for ever: none of its steps is answered from here on.
+
+        Asked again, it says the same: the coordinator may have lost the answer.
+
+        Raises:
+          SessionError: this hospital is not in that session, or has unmasked it. RunError: see the class.
+        """
+        with self._transaction() as db:
+            session = _find(db, run, number)
+            if Step.UNMASK in _answered(db, session):
+                raise SessionError(f"Session {number} was unmasked by this hospital; it cannot be given up any more.")
+            db.execute("INSERT OR IGNORE INTO aborts VALUES (?, ?)", (run, number))
+            return session
+
+    def is_newest(self, session: Session) -> bool:
+        """Whether no later session of the run was opened."""
+        with self._in_words():
+            return _newest(self._db, session.run) == session
+
+    def masked_for(self, adapter: bytes) -> tuple[Session, ...]:
+        """The sessions on this adapter, of whatever run, in which a masked vector left this hospital."""
+        query = (
+            "SELECT s.* FROM sessions s JOIN answers a ON a.run = s.run AND a.session = s.session "
+            "WHERE s.adapter = ? AND a.step = ? ORDER BY s.run, s.session"
+        )
+        with self._in_words():
+            return tuple(_session(row) for row in self._db.execute(query, (adapter, str(Step.MASK))))
+
+    # --- adverts and rosters --------------------------------------------------------------------------------------
+
+    def issue(self, run: str, make: Callable[[int], bytes]) -> IssuedAdvert:
+        """Makes this hospital's next advert for a run, under a serial that no other has; the ones before are void.
+
+        Only the newest is kept: whoever asks for adverts again and again does not fill the disk.
+        """
+        with self._transaction() as db:
+            db.execute("DELETE FROM adverts WHERE run = ?", (run,))
+            serial = int(db.execute("INSERT INTO adverts (run, advert) VALUES (?, x'')", (run,)).lastrowid or 0)
+            data = make(serial)
+            db.execute("UPDATE adverts SET advert = ? WHERE serial = ?", (data, serial))
+            return IssuedAdvert(serial=serial, data=data)
+
+    def advert(self, run: str) -> IssuedAdvert:
+        """The advert that this hospital gave out last for a run.
+
+        Raises:
+          AdvertError: it gave out none, or a session has used it.
+        """
+        query = "SELECT serial, advert, session FROM adverts WHERE run = ?"
+        with self._in_words():
+            row = self._db.execute(query, (run,)).fetchone()
+        if row is None or row[2] is not None:
+            raise AdvertError("This hospital has no unused advert for the run; it must be asked to join again.")
+        return IssuedAdvert(serial=row[0], data=row[1])
+
+    def see_roster(self, root: str, serial: int) -> None:
+        """Remembers the highest serial of a consortium's rosters.
+
+        Args:
+          root: whose rosters; the fingerprint of the consortium's root.
+        Raises:
+          RosterError: a later roster was seen: going back could undo a revocation. RunError: see the class.
+        """
+        with self._transaction() as db:
+            row = db.execute("SELECT serial FROM rosters WHERE root = ?", (root,)).fetchone()
+            if row is not None and serial < row[0]:
+                raise RosterError(
+                    f"The roster has serial {serial} and this hospital has seen serial {row[0]}; "
+                    "ask the consortium for the newest roster and pin that."
+                )
+            if row is None or serial > row[0]:
+                db.execute("INSERT OR REPLACE INTO rosters VALUES (?, ?)", (root, serial))
+
+    # --- the file -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        with self._transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _TABLES.split(";\n"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise RunError(f"The store {self._path} has version {version}; this release reads version {VERSION}.")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything in the block is on the disk when it ends, or nothing of it; no other process writes meanwhile."""
+        with self._in_words():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(
+                f"The store {self._path} cannot be used: {reason}; nothing was sent. "
+                "Make room on the disk, allow this account to write there, or restore the newest copy of the file."
+            ) from None
+
+
+def _connect(folder: Path, path: Path) -> sqlite3.Connection:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same permissions
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # a commit has reached the disk
+        db.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _expect(db: sqlite3.Connection, run: str, step: Step) -> Session:
+    session = _newest(db, run)
+    if session is None:
+        raise SessionError(f"This hospital has opened no session of the run; the step '{step}' has nothing to rest on.")
+    if db.execute("SELECT 1 FROM aborts WHERE run = ? AND session = ?", (run, session.number)).fetchone():
+        raise SessionError(f"Session {session.number} was given up by this hospital; it answers none of its steps.")
+    answered = _answered(db, session)
+    if step in answered:
+        raise SessionError(f"The step '{step}' of session {session.number} was answered before; it never is again.")
+    if answered != _ORDER[: _ORDER.index(step)]:
+        raise SessionError(
+            f"The step '{step}' of session {session.number} is out of order: answered so far is "
+            f"{', '.join(answered) or 'nothing'}."
+        )
+    return session
+
+
+def _newest(db: sqlite3.Connection, run: str) -> Session | None:
+    row = db.execute("SELECT * FROM sessions WHERE run = ? ORDER BY session DESC LIMIT 1", (run,)).fetchone()
+    return None if row is None else _session(row)
+
+
+def _answered(db: sqlite3.Connection, session: Session) -> tuple[Step, ...]:
+    rows = db.execute("SELECT step FROM answers WHERE run = ? AND session = ?", (session.run, session.number))
+    found = {row[0] for row in rows}
+    return tuple(step for step in _ORDER if step in found)
+
+
+def _find(db: sqlite3.Connection, run: str, number: int) -> Session:
+    row = db.execute("SELECT * FROM sessions WHERE run = ? AND session = ?", (run, number)).fetchone()
+    if row is None:
+        raise SessionError(f"This hospital was not in session {number} of the run; there is nothing to give up.")
+    return _session(row)
+
+
+def _row(session: Session) -> tuple[Any, ...]:
+    names = json.dumps(session.names)
+    return session.run, session.number, session.round, session.adapter, session.context, names, session.threshold
+
+
+def _session(row: tuple[Any, ...]) -> Session:
+    run, number, round_, adapter, context, names, threshold = row
+    return Session(
+        run=run,
+        number=number,
+        round=round_,
+        adapter=adapter,
+        context=context,
+        names=tuple(json.loads(names)),
+        threshold=threshold,
+    )

@@ -1,0 +1,87 @@
+"""The newest aggregate of a masked run, on the disk before anybody hears of it.
+
+What a session summed up cannot be summed up again: its hospitals have unmasked it, and without privacy they do not train
+on the same adapter a second time. So a run that breaks between the sum and its checkpoint finds the sum here. It is as
+public as the next global adapter, of which it is a function.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedslm.errors import RunError
+from server.checkpoints import sync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """What a session came to.
+
+    Attributes:
+      round: the round it was for.
+      adapter_sha256: hash of the global adapter that it started from, hex.
+      survivors: whose updates are in it, in the plan's order.
+      weight: the sum of their public weights.
+      arrays: the global adapter's trained arrays plus the weighted mean of the updates, float32 by name.
+    """
+
+    round: int
+    adapter_sha256: str
+    survivors: tuple[str, ...]
+    weight: float
+    arrays: dict[str, np.ndarray[Any, Any]]
+
+
+class AggregateFile:
+    """One file, replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Names the file; it need not exist."""
+        self._path = path
+
+    def save(self, aggregate: Aggregate) -> None:
+        """Replaces what is there; it is on the disk when this returns.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        facts = {
+            "round": aggregate.round,
+            "adapter_sha256": aggregate.adapter_sha256,
+            "survivors": aggregate.survivors,
+            "weight": aggregate.weight,
+        }
+        arrays = {name: np.ascontiguousarray(array) for name, array in aggregate.arrays.items()}
+        temporary = self._path.with_name(f".{self._path.name}")
+        try:
+            save_file(arrays, temporary, metadata={"aggregate": json.dumps(facts)})
+            sync(temporary)
+            temporary.rename(self._path)
+            sync(self._path.parent)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"The aggregate of round {aggregate.round} cannot be written: {error}; make room on the disk and resume."
+            ) from None
+
+    def load(self) -> Aggregate | None:
+        """What was saved last, or None where there is nothing that can be read."""
+        try:
+            with safe_open(self._path, framework="np") as file:
+                facts = json.loads(file.metadata()["aggregate"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return Aggregate(
+                round=int(facts["round"]),
+                adapter_sha256=str(facts["adapter_sha256"]),
+                survivors=tuple(map(str, facts["survivors"])),
+                weight=float(facts["weight"]),
+                arrays=arrays,
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,369 @@
+"""`SecureGrid`: a Flower `Grid` that hands a strategy one reply a round, the mean of updates that nobody could read.
+
+It takes the place of `ClearGrid`, or of any grid in Flower's own `strategy.start`. A round may take several sessions: one
+that loses too many hospitals is over for good, and the next has new keys, new noise, and its own price.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedslm.errors import ConfigError, ProtocolError, ShareError, ThresholdError, TooFewHospitalsError
+from fedslm.flower.grids import ForwardingGrid
+from fedslm.flower.records import (
+    ARRAYS,
+    CONFIG,
+    FROZEN,
+    SECAGG,
+    TRAIN,
+    NamedArrays,
+    adapter_sha256,
+    as_float32,
+    config_sha256,
+    from_array_record,
+    from_vector,
+    protocol_code,
+    put_secagg,
+    to_array_record,
+)
+from fedslm.flower.sessions import session_terms
+from fedslm.reporting.events import Announcer
+from fedslm.secagg.coordinator import Coordinator
+from fedslm.secagg.encoding import Ring
+from fedslm.secagg.messages import Advert, Opening
+from fedslm.secagg.terms import Terms
+from fedslm.secagg.wire import encode
+from server.aborts import Aborts
+from server.aggregate import Aggregate, AggregateFile
+from server.charter import Charter
+from server.exchange import Exchange
+from server.interrupts import interrupts_wait
+from server.membership import Membership
+from server.secure_session import FALSE_SHARES, Deadlines, SecureSession
+from server.sessions import Counter, is_used_up, require_session
+from server.strategies import WEIGHT
+
+COHORT_TIMEOUT_S = 300.0
+"""How long a session that would have too few hospitals waits for some to come back before it starts."""
+
+STOCK_WEIGHT = "num-examples"
+"""By what Flower's strategies weigh unless told otherwise. With one reply a round any weight gives the same."""
+
+"""Sessions that a round is given, one after the other."""
+
+TOO_FEW = "TOO_FEW"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """What a strategy asked for.
+
+    Attributes:
+      start_sha256: of the whole global adapter that it starts from.
+      excluded: hospitals that joined and were not addressed.
+      request: one of the strategy's messages, to answer to.
+    """
+
+    number: int
+    arrays: ArrayRecord
+    config: ConfigRecord
+    start_sha256: bytes
+    excluded: frozenset[str]
+    timeout_s: float
+    request: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mean:
+    """What a session came to: the weighted mean of the survivors' updates, float32, shape [d]."""
+
+    survivors: tuple[str, ...]
+    weight: float
+    values: NDArray[np.float32]
+
+
+class SecureGrid(ForwardingGrid):
+    """Wraps any Flower grid.
+
+    Guarantees:
+      The reply holds the global adapter plus the weighted mean of the survivors' updates, and the sum of their weights.
+      A session's number is counted before its first message leaves, and a sum is on the disk before anybody hears of it.
+      A session that fails changes nothing but the count. `survivors` names who is in the last sum.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        charter: Charter,
+        frozen: NamedArrays,
+        announcer: Announcer,
+        counter: Counter,
+        aggregates: AggregateFile,
+        finished: int = 0,
+        poll_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Wraps `grid`; nothing is sent before `join`.
+
+        Args:
+          frozen: the adapter's frozen arrays, sent beside the trained ones.
+          aggregates: where the newest sum is kept.
+          finished: sessions up to the last whole round; later ones that `counter` knows were attempts at the next.
+          poll_s: pause between two looks for replies.
+        """
+        super().__init__(grid)
+        self._exchange = Exchange(grid, poll_s=poll_s, clock=clock)
+        self._charter, self._plan = charter, charter.plan
+        self._frozen = to_array_record(frozen)
+        self._announcer = announcer
+        self._counter = counter
+        self._aggregates = aggregates
+        self._finished = finished
+        self._adverts: dict[str, Advert] = {}
+        self._aborts = Aborts(self._exchange, config=charter.config())
+        self._members = Membership(
+            self._exchange, plan=self._plan, config=charter.config(), announcer=announcer, check=self._keep_advert
+        )
+        self.survivors: tuple[str, ...] = ()
+
+    @property
+    def sessions(self) -> int:
+        """Sessions started in this run so far, finished or not."""
+        return self._counter.started
+
+    def join(self, *, timeout_s: float) -> None:
+        """Waits until all the plan's hospitals are in, each with an advert, or time is up.
+
+        Raises:
+          TooFewHospitalsError: fewer than `min_cohort` joined.
+        """
+        self._members.join(timeout_s=timeout_s)
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes that joined, in the plan's order of hospitals."""
+        return list(self._members.node_of.values())
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Runs one round, in as many sessions as it takes and the plan has beyond one for every round to come.
+
+        Returns:
+          One reply, or none where there was no message.
+        Raises:
+          TooFewHospitalsError: too few hospitals are there, or no session of the round got through; names the missing.
+          BudgetExceededError: earlier attempts left no session for this one.
+          ConfigError: the messages are no training messages of one round.
+        """
+        sent = list(messages)
+        if not sent:
+            return []
+        task = self._read(sent, timeout or self._plan.deadline_s)
+        aggregate = self._kept(task) or self._attempted(task)
+        self.survivors = aggregate.survivors
+        self._finished = self._counter.started
+        self._aborts.forget()
+        return [_reply(task, aggregate)]
+
+    def _read(self, sent: list[Message], timeout_s: float) -> _Round:
+        first, members = sent[0], self._members.hospital_of
+        config = first.content.config_records.get(CONFIG, ConfigRecord())
+        arrays, number = first.content.array_records.get(ARRAYS), config.get("server-round")
+        if first.metadata.message_type != TRAIN or not isinstance(number, int) or arrays is None:
+            raise ConfigError(
+                f"A message of type '{first.metadata.message_type}' cannot be aggregated securely; only training can, with "
+                f"the records '{ARRAYS}' and '{CONFIG}'. Set the strategy's fraction_evaluate=0."
+            )
+        arrays = as_float32(arrays)
+        trained = from_array_record(arrays)
+        self._require_size(sum(array.size for array in trained.values()))
+        return _Round(
+            number=number,
+            arrays=arrays,
+            config=config,
+            start_sha256=adapter_sha256(trained, from_array_record(self._frozen)),
+            excluded=frozenset(members.values()) - {members.get(message.metadata.dst_node_id, "") for message in sent},
+            timeout_s=timeout_s,
+            request=first,
+        )
+
+    def _require_size(self, found: int) -> None:
+        planned = self._plan.adapter.trained_parameters
+        if found != planned:
+            raise ConfigError(f"The adapter to train has {found} parameters, the plan says {planned}; use the plan's.")
+
+    def _kept(self, task: _Round) -> Aggregate | None:
+        """The sum of a session whose checkpoint was never written."""
+        kept = self._aggregates.load()
+        if kept is None or kept.round != task.number or kept.adapter_sha256 != task.start_sha256.hex():
+            return None
+        return kept
+
+    def _attempted(self, task: _Round) -> Aggregate:
+        """Tries until a session gets through, or the next one would be missing for a round to come.
+
+        What is left then is enough to finish the run once the operator has mended what a session cannot.
+        """
+        require_session(self._plan, self._counter)
+        attempt = 0
+        while True:
+            self._fetch_adverts(task)
+            session, missing = self._counter.start(), dict[str, str]()
+            try:
+                return self._session(task, session, attempt, missing)
+            except (ThresholdError, ProtocolError) as error:
+                fields = {"session": session, "code": _code(error), "missing": sorted(missing)}
+                self._announcer.emit("session_failed", round=task.number, **fields)
+            attempt += 1
+            if self._counter.started >= self._plan.privacy.max_sessions - self._rounds_after(task):
+                raise self._lost(task, missing, tries=attempt)
+
+    def _rounds_after(self, task: _Round) -> int:
+        return max(0, self._plan.training.rounds - task.number)
+
+    def _lost(self, task: _Round, missing: dict[str, str], *, tries: int) -> TooFewHospitalsError:
+        names = ", ".join(f"{name} ({why})" for name, why in sorted(missing.items()))
+        used_up = is_used_up(self._plan, self._counter)
+        rest = "the plan has no session left" if used_up else "resume when they are back"
+        sessions = "1 session" if tries == 1 else f"{tries} sessions"
+        return TooFewHospitalsError(
+            f"Round {task.number} lost too many hospitals in {sessions}, in the last one {names}; the model is "
+            f"unchanged, their own logs say why, {rest}."
+        )
+
+    def _fetch_adverts(self, task: _Round) -> None:
+        """Asks hospitals whose advert was used for a new one, where it did not come with their last answer.
+
+        Raises:
+          TooFewHospitalsError: fewer than `min_cohort` can take part.
+        """
+        without = [name for name in self._plan.names if name not in self._adverts]
+        patience_s = self._patience_s(len(without))
+        self._members.renew(without, patience_s=patience_s, timeout_s=max(patience_s, COHORT_TIMEOUT_S))
+        ready = self._participants(task)
+        if len(ready) < self._plan.min_cohort:
+            absent = ", ".join(name for name in self._plan.names if name not in ready)
+            raise TooFewHospitalsError(
+                f"{len(ready)} of {len(self._plan.hospitals)} hospitals can take part in round {task.number}, the plan needs "
+                f"{self._plan.min_cohort}; missing: {absent}. The model is unchanged."
+            )
+
+    def _patience_s(self, hospitals: int) -> float:
+        # On one machine hospitals wait for each other.
+        return self._charter.secagg.step_deadline_s * (max(1, hospitals) if self.closed else 1)
+
+    def _participants(self, task: _Round) -> dict[str, int]:
+        """Hospital -> node, ascending by name."""
+        nodes = self._members.node_of
+        return {name: nodes[name] for name in sorted(nodes) if name in self._adverts and name not in task.excluded}
+
+    def _session(self, task: _Round, session: int, attempt: int, missing: dict[str, str]) -> Aggregate:
+        nodes = self._participants(task)
+        opening = self._opening(task, session, attempt, nodes)
+        training = self._training(task, opening)
+        terms = session_terms(
+            self._plan,
+            opening,
+            roster_sha256=self._charter.roster_sha256,
+            adapter_sha256=task.start_sha256,
+            config_sha256=config_sha256(Message(training, 0, TRAIN)),
+        )
+        coordinator = Coordinator(terms, keys=self._charter.keys)
+        numbers = {"round": task.number, "session": session, "attempt": opening.attempt}
+        self._announcer.emit("session_started", **numbers, hospitals=list(nodes))
+        running = SecureSession(
+            self._exchange,
+            coordinator,
+            terms=terms,
+            node_of=nodes,
+            config=self._charter.config(),
+            deadlines=Deadlines(train_s=task.timeout_s, step_s=self._patience_s(len(nodes))),
+            announcer=self._announcer,
+        )
+        try:
+            running.gather(training)
+            with interrupts_wait():  # once hospitals reveal their shares, this sum is to be had now or never
+                mean = self._mean(terms, running.reveal(), coordinator.survivors)
+                aggregate = self._save(task, mean)
+            running.report_liars()
+        finally:
+            self._after(running, nodes, missing)
+        return aggregate
+
+    def _after(self, running: SecureSession, nodes: Iterable[str], missing: dict[str, str]) -> None:
+        """Notes who was missing, and who has an advert for another session."""
+        missing.update(running.missing)
+        for name in nodes:
+            self._adverts.pop(name, None)
+        # Whoever dropped out may have lost its key; it is asked for a new advert.
+        fresh = {name: advert for name, advert in running.next_adverts.items() if name not in running.missing}
+        self._adverts.update(fresh)
+
+    def _opening(self, task: _Round, session: int, attempt: int, nodes: dict[str, int]) -> Opening:
+        if self._plan.privacy.mode == "none":
+            everybody, earlier = self._members.node_of, range(self._finished + 1, session)
+            self._aborts.collect(earlier, everybody, timeout_s=self._patience_s(len(everybody)))
+        return Opening(
+            session=session,
+            round=task.number,
+            attempt=attempt,  # of this process: a simulation that is resumed draws what an unbroken one would have
+            adverts=tuple(encode(self._adverts[name]) for name in nodes),
+            aborts=self._aborts.listed(),
+        )
+
+    def _training(self, task: _Round, opening: Opening) -> RecordDict:
+        # A config of its own: a strategy hands in the same one every round.
+        numbers = {"server-round": task.number, "session": opening.session, "attempt": opening.attempt}
+        config = ConfigRecord({**task.config, **self._charter.config(), **numbers})
+        return RecordDict(
+            {ARRAYS: task.arrays, FROZEN: self._frozen, CONFIG: config, SECAGG: put_secagg(encode(opening))}
+        )
+
+    def _mean(self, terms: Terms, total: Ring, points: tuple[int, ...]) -> _Mean:
+        inside = {terms.names[point - 1] for point in points}
+        survivors = tuple(name for name in self._plan.names if name in inside)
+        weight = sum(self._plan.hospital(name).weight for name in survivors)
+        values = terms.fixed_point.decode(total, count=len(points), divisor=weight)
+        return _Mean(survivors=survivors, weight=weight, values=values)
+
+    def _save(self, task: _Round, mean: _Mean) -> Aggregate:
+        """Makes the mean the next adapter, in place, and puts it on the disk."""
+        arrays = from_vector(mean.values, {name: tuple(array.shape) for name, array in task.arrays.items()})
+        for name, trained in from_array_record(task.arrays).items():
+            arrays[name] += trained
+        aggregate = Aggregate(
+            round=task.number,
+            adapter_sha256=task.start_sha256.hex(),
+            survivors=mean.survivors,
+            weight=mean.weight,
+            arrays=arrays,
+        )
+        self._aggregates.save(aggregate)
+        return aggregate
+
+    def _keep_advert(self, name: str, reply: Message) -> str:
+        """Takes the advert of a hospital that joins, and returns nothing, or why it is refused."""
+        try:
+            self._adverts[name] = self._charter.read_advert(name, reply)
+        except ProtocolError as error:
+            return protocol_code(error).name
+        return ""
+
+
+def _code(error: ThresholdError | ProtocolError) -> str:
+    if isinstance(error, ThresholdError):
+        return TOO_FEW
+    return FALSE_SHARES if isinstance(error, ShareError) else protocol_code(error).name
+
+
+def _reply(task: _Round, aggregate: Aggregate) -> Message:
+    """The one reply of a round; arrays in the order in which they came: FedAvgM pairs them by position."""
+    arrays = to_array_record({name: aggregate.arrays[name] for name in task.arrays})
+    weights = MetricRecord({WEIGHT: aggregate.weight, STOCK_WEIGHT: aggregate.weight})
+    return Message(RecordDict({ARRAYS: arrays, "metrics": weights}), reply_to=task.request)

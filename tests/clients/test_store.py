@@ -1,0 +1,357 @@
+"""Nothing is done twice: not a session, not a step, not an advert; whatever process asks, and after whatever crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.store import FILE_NAME, Session, Step, Store
+from fedslm.errors import AdvertError, BudgetExceededError, RosterError, RunError, SessionError
+from tests.server.test_checkpoints import full_disk
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN, OTHER = "a" * 64, "b" * 64
+ADAPTER = b"\1" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "state") as opened:
+        yield opened
+
+
+def session(number: int, *, run: str = RUN, adapter: bytes = ADAPTER) -> Session:
+    context = bytes([number]) * 32
+    names = ("hospital-0", "hospital-1", "Zürich")
+    return Session(run=run, number=number, round=1, adapter=adapter, context=context, names=names, threshold=2)
+
+
+def book(store: Store, number: int, *, run: str = RUN, adapter: bytes = ADAPTER) -> Session:
+    opened = session(number, run=run, adapter=adapter)
+    store.book(opened, advert=issue(store, run))
+    return opened
+
+
+def issue(store: Store, run: str = RUN) -> int:
+    return store.issue(run, lambda serial: f"advert {serial}".encode()).serial
+
+
+def answer(store: Store, booked: Session, *steps: Step) -> None:
+    for step in steps:
+        store.commit(booked, step, b"reply")
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_booked_is_what_is_expected(store: Store) -> None:
+    booked = book(store, 3)
+    assert store.expect(RUN, Step.SHARE) == booked
+    assert store.is_newest(booked)
+
+
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_a_session_number_only_goes_up(store: Store, number: int) -> None:
+    book(store, 5)
+    serial = issue(store)
+    with pytest.raises(SessionError, match="opened session 5"):
+        store.book(session(number), advert=serial)
+    store.book(session(6), advert=serial)  # the refusal used nothing up
+
+
+def test_numbers_are_counted_for_each_run_by_itself(store: Store) -> None:
+    book(store, 5)
+    book(store, 1, run=OTHER)
+    assert store.expect(RUN, Step.SHARE).number == 5
+    assert store.expect(OTHER, Step.SHARE).number == 1
+
+
+def test_a_number_stays_taken_in_the_next_process(tmp_path: Path) -> None:
+    with Store(tmp_path) as first:
+        book(first, 2)
+    with Store(tmp_path) as second, pytest.raises(SessionError):
+        book(second, 2)
+
+
+def test_no_more_sessions_are_opened_than_the_noise_was_made_for(store: Store) -> None:
+    for number in (1, 7):
+        store.book(session(number), advert=issue(store), max_sessions=2)
+    with pytest.raises(BudgetExceededError, match="covers 2 sessions"):
+        store.book(session(8), advert=issue(store), max_sessions=2)
+    store.book(session(8), advert=issue(store), max_sessions=None)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_are_answered_in_order_once(store: Store) -> None:
+    booked = book(store, 1)
+    for position, step in enumerate(Step):
+        for other in list(Step)[position + 1 :]:
+            with pytest.raises(SessionError, match="out of order"):
+                store.commit(booked, other, b"")
+        assert store.expect(RUN, step) == booked
+        answer(store, booked, step)
+        for earlier in list(Step)[: position + 1]:
+            with pytest.raises(SessionError, match="answered before"):
+                store.commit(booked, earlier, b"another reply")
+            with pytest.raises(SessionError, match="answered before"):
+                store.expect(RUN, earlier)
+
+
+def test_a_newer_session_ends_the_one_before(store: Store) -> None:
+    first = book(store, 1)
+    answer(store, first, Step.SHARE)
+    second = book(store, 2)
+    with pytest.raises(SessionError):
+        store.commit(first, Step.MASK, b"")
+    assert not store.is_newest(first)
+    answer(store, second, Step.SHARE)
+    with pytest.raises(SessionError, match="newer"):
+        store.commit(first, Step.MASK, b"")
+
+
+def test_without_a_session_there_is_nothing_to_answer(store: Store) -> None:
+    with pytest.raises(SessionError, match="no session"):
+        store.expect(RUN, Step.MASK)
+    with pytest.raises(SessionError):
+        store.commit(session(1), Step.SHARE, b"")
+
+
+def test_an_answers_row_holds_its_hash_and_nothing_of_it(tmp_path: Path) -> None:
+    import hashlib
+
+    with Store(tmp_path) as store:
+        store.commit(book(store, 1), Step.SHARE, b"zq7Xylophone")
+    rows = sqlite3.connect(tmp_path / FILE_NAME).execute("SELECT step, reply_sha256 FROM answers").fetchall()
+    assert rows == [("share", hashlib.sha256(b"zq7Xylophone").digest())]
+    assert b"zq7Xylophone" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_of_two_processes_one_answers(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        booked = book(store, 1)
+    outcomes: list[str] = []
+    start = threading.Barrier(4)
+
+    def commit() -> None:
+        with Store(tmp_path) as mine:
+            start.wait(20)
+            try:
+                mine.commit(booked, Step.SHARE, os.urandom(8))
+                outcomes.append("answered")
+            except SessionError:
+                outcomes.append("refused")
+
+    threads = [threading.Thread(target=commit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["answered", "refused", "refused", "refused"]
+
+
+# --- abort or unmask --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_after_an_abort_no_step_is_answered(store: Store, steps: int) -> None:
+    booked = book(store, 1)
+    answer(store, booked, *list(Step)[:steps])
+    assert store.abort(RUN, 1) == booked
+    with pytest.raises(SessionError, match="given up"):
+        store.commit(booked, list(Step)[steps], b"")
+    assert store.abort(RUN, 1) == booked  # the coordinator may have lost the first answer
+
+
+def test_what_was_unmasked_is_not_given_up(store: Store) -> None:
+    booked = book(store, 1)
+    answer(store, booked, *Step)
+    with pytest.raises(SessionError, match="unmasked"):
+        store.abort(RUN, 1)
+
+
+def test_an_older_session_can_still_be_given_up(store: Store) -> None:
+    first = book(store, 1)
+    answer(store, first, Step.SHARE, Step.MASK)
+    second = book(store, 2)
+    assert store.abort(RUN, 1) == first
+    answer(store, second, Step.SHARE)
+
+
+def test_only_a_session_of_ones_own_is_given_up(store: Store) -> None:
+    book(store, 1)
+    for run, number in ((RUN, 2), (OTHER, 1)):
+        with pytest.raises(SessionError, match="was not in session"):
+            store.abort(run, number)
+
+
+def test_masked_for_tells_every_session_in_which_a_vector_left(store: Store) -> None:
+    first = book(store, 1)
+    answer(store, first, Step.SHARE, Step.MASK)
+    second = book(store, 2)
+    answer(store, second, Step.SHARE)
+    elsewhere = book(store, 1, run=OTHER)
+    answer(store, elsewhere, Step.SHARE, Step.MASK, Step.CONFIRM)
+    store.abort(RUN, 1)
+    assert store.masked_for(ADAPTER) == (first, elsewhere)
+    assert store.masked_for(b"\2" * 32) == ()
+
+
+# --- adverts and rosters ----------------------------------------------------------------------------------------------
+
+
+def test_the_newest_advert_counts_and_is_used_once(store: Store) -> None:
+    with pytest.raises(AdvertError, match="no unused advert"):
+        store.advert(RUN)
+    old, new = issue(store), issue(store)
+    assert (store.advert(RUN).serial, store.advert(RUN).data) == (new, f"advert {new}".encode())
+    store.book(session(1), advert=new)
+    with pytest.raises(AdvertError, match="no unused advert"):
+        store.advert(RUN)
+    with pytest.raises(AdvertError, match="used in a session before"):
+        store.book(session(2), advert=new)
+    assert old != new
+
+
+def test_a_serial_is_given_out_once_over_all_runs_and_processes(tmp_path: Path) -> None:
+    serials = []
+    for run in (RUN, OTHER, RUN):
+        with Store(tmp_path) as store:
+            serials += [issue(store, run), issue(store, run)]
+    assert serials == sorted(set(serials))
+
+
+def test_an_advert_of_another_run_is_not_taken(store: Store) -> None:
+    serial = issue(store, OTHER)
+    with pytest.raises(AdvertError):
+        store.book(session(1), advert=serial)
+
+
+def test_an_advert_that_could_not_be_made_leaves_nothing(store: Store) -> None:
+    def fail(serial: int) -> bytes:
+        raise ValueError("no key")
+
+    with pytest.raises(ValueError, match="no key"):
+        store.issue(RUN, fail)
+    with pytest.raises(AdvertError):
+        store.advert(RUN)
+
+
+def test_a_roster_is_never_rolled_back(store: Store) -> None:
+    for serial in (2, 2, 5):
+        store.see_roster("root", serial)
+    with pytest.raises(RosterError, match="serial 4 and this hospital has seen serial 5"):
+        store.see_roster("root", 4)
+    store.see_roster("another root", 1)
+    store.see_roster("root", 5)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Store(tmp_path / "state") as store:
+            book(store, 1)
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o600}
+    assert FILE_NAME in modes
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+def test_a_commit_waits_for_the_disk(store: Store) -> None:
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("content", [b"not a database, " * 300, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(RunError, match=r"store\.sqlite cannot be used: .*restore"):
+        Store(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == content
+
+
+def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(RunError, match="version 9"):
+        Store(tmp_path)
+
+
+def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(RunError, match="cannot be used"):
+        Store(tmp_path / "state")
+
+
+def test_a_locked_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.store.BUSY_S", 0.05)
+    with Store(tmp_path) as store:
+        booked = book(store, 1)
+        other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RunError, match="locked"):
+            store.commit(booked, Step.SHARE, b"")
+        other.execute("ROLLBACK")
+        other.close()
+        store.commit(booked, Step.SHARE, b"")
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_on_record(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        booked = book(store, 1)
+        size = sum(path.stat().st_size for path in tmp_path.iterdir())
+        with full_disk(1000), pytest.raises(RunError, match="nothing was sent"):
+            store.commit(booked, Step.SHARE, b"")
+        assert size
+        store.commit(booked, Step.SHARE, b"")  # so it was not on record, and the store is as good as before
+
+
+def test_a_read_only_file_is_one_sentence(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        booked = book(store, 1)
+        store._db.execute("PRAGMA query_only = ON")
+        with pytest.raises(RunError, match="readonly"):
+            store.commit(booked, Step.SHARE, b"")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from clients.store import Session, Step, Store
+
+store = Store(Path(sys.argv[1]))
+booked = store.expect("a" * 64, Step.SHARE)
+store.commit(booked, Step.SHARE, b"reply")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        booked = book(store, 1)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False)
+    assert killed.returncode == -9
+    with Store(tmp_path) as store:
+        with pytest.raises(SessionError, match="answered before"):
+            store.commit(booked, Step.SHARE, b"")
+        assert store.expect(RUN, Step.MASK) == booked
+
+
+def test_a_session_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        session(1).number = 2  # type: ignore[misc]

@@ -1,0 +1,33 @@
+"""What a plan makes of settings that were left open."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedslm.config.compose import compose
+from fedslm.secagg.terms import Bounds
+from server.planning import least_cohort
+
+
+@pytest.mark.parametrize(
+    ("hospitals", "overrides", "expected"),
+    [
+        (3, [], 3),
+        (5, [], 3),
+        (10, [], 5),
+        (255, [], 86),
+        (10, ["secagg.colluders=1"], 3),
+        (10, ["secagg.honest=4"], 7),
+        (10, ["min_cohort=8"], 8),
+        (2, ["secagg=none"], 2),
+    ],
+)
+def test_the_cohort_is_as_small_as_the_promise_allows(hospitals: int, overrides: list[str], expected: int) -> None:
+    assert least_cohort(compose(overrides), hospitals) == expected
+
+
+@pytest.mark.parametrize("hospitals", [3, 4, 7, 10, 64, 255])
+def test_a_session_of_the_smallest_cohort_keeps_the_promise(hospitals: int) -> None:
+    colluders = (hospitals - 1) // 3
+    least = least_cohort(compose(), hospitals)
+    assert Bounds(n=least, colluders=colluders, honest=2).quorum <= least
