@@ -10,12 +10,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.guard import Handler, approve, close_egress, mask, redact
+from clients.promise import verify_epsilon
 from clients.session import Part, take_part
-from clients.site import find_site, read_site
+from clients.site import find_site, is_simulated, read_site
+from fedslm.errors import ConfigError
 from fedslm.flower.records import (
     ABORT,
     CONFIRM,
     MASK,
+    TRAIN,
     UNMASK,
     join_reply,
     read_plan,
@@ -45,7 +48,7 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
       workbench: what the process keeps between messages; by default made at the first training message. A simulation
         hands in one, so that all its hospitals share one frozen base model.
     """
-    app = ClientApp(mods=[redact, close_egress, approve, mask])
+    app = ClientApp(mods=[redact, close_egress, refuse_known_noise, approve, recompute_epsilon, mask])
 
     @functools.cache
     def bench() -> Workbench:
@@ -75,6 +78,34 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
     for message_type, answer in EXCHANGES.items():
         app.query(message_type.removeprefix("query."))(_exchange(answer))
     return app
+
+
+def refuse_known_noise(message: Message, context: Context, call_next: Handler) -> Message:
+    """Mod: a site file that was copied from a simulation would draw noise that anybody can compute.
+
+    Raises:
+      ConfigError: the site has a `simulation_seed` and this node is in no simulation.
+    """
+    config = dict(context.node_config)
+    site = read_site(find_site(config))
+    if site.simulation_seed is not None and not is_simulated(config):
+        raise ConfigError(
+            f"site.yaml of {site.hospital} has simulation_seed={site.simulation_seed}, so its noise would hide nothing; "
+            "remove the line."
+        )
+    return call_next(message, context)
+
+
+def recompute_epsilon(message: Message, context: Context, call_next: Handler) -> Message:
+    """Mod: nobody trains on the coordinator's word for what it costs.
+
+    Raises:
+      PrivacyError: see `verify_epsilon`.
+    """
+    if message.metadata.message_type.startswith(TRAIN):
+        site = read_site(find_site(dict(context.node_config)))
+        verify_epsilon(read_plan(message), site.hospital)
+    return call_next(message, context)
 
 
 def _exchange(answer: Callable[[Part, bytes], bytes]) -> Handler:

@@ -6,11 +6,13 @@ They are mods of the installed ClientApp. Whoever submits a run cannot remove th
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import stat
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TextIO
 
 from flwr.app import Context, Message
 
@@ -89,11 +91,14 @@ class EgressError(Exception):
 def redact(message: Message, context: Context, call_next: Handler) -> Message:
     """Outermost: turns every exception into a code and an incident number; its text stays in the hospital's log.
 
-    Flower would send type and text to the coordinator, and a parser's text can quote a patient.
+    Flower would send type and text to the coordinator, and a parser's text can quote a patient. Only what ends the
+    process goes through.
     """
     try:
         return call_next(message, context)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in a library written in Rust is no Exception
         incident = secrets.token_hex(4)
         _keep_locally(context, incident, error)
         return error_reply(message, _code(error), incident)
@@ -154,13 +159,13 @@ def _is_allowed(reply: Message, allowed: Exit) -> bool:
     return allowed.document is None or kind_of(secagg_bytes(reply)) == allowed.document.LAYOUT.kind
 
 
-def _code(error: Exception) -> ErrorCode:
+def _code(error: BaseException) -> ErrorCode:
     if isinstance(error, ProtocolError):
         return protocol_code(error)
     return next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.FAILED)
 
 
-def _keep_locally(context: Context, incident: str, error: Exception) -> None:
+def _keep_locally(context: Context, incident: str, error: BaseException) -> None:
     """Writes the incident where only the hospital reads it; a log that cannot be written must not lose the reply."""
     text = f"incident {incident}\n{''.join(traceback.format_exception(error))}"
     try:
@@ -168,8 +173,26 @@ def _keep_locally(context: Context, incident: str, error: Exception) -> None:
         if log_file is None:
             logging.getLogger("clients").error("%s", text)
             return
-        Path(log_file).touch(mode=0o600)  # a traceback may quote a note: for the hospital's own account only
-        with Path(log_file).open("a", encoding="utf-8", errors="backslashreplace") as log:
+        with _open_log(log_file) as log:
             log.write(text + "\n")
     except Exception:
         logging.getLogger("clients").error("%s", text)
+
+
+def _open_log(path: str) -> TextIO:
+    """Opens a log for this account only, whoever could read it before: a traceback may quote a note.
+
+    Raises:
+      OSError: it cannot be opened, is no regular file, or its permissions cannot be set.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):  # nobody wants the permissions of a device changed
+            raise OSError(f"The log {path} is no regular file.")
+        if stat.S_IMODE(mode) != 0o600:
+            os.fchmod(handle, 0o600)
+        return os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace")
+    except BaseException:
+        os.close(handle)
+        raise

@@ -28,7 +28,11 @@ from fedslm.governance.keyfiles import create_file
 KEY_FILE = "state.key"
 WORK_FOLDER = "work"
 RECORD = "fedslm-session"
+MACHINE = "machine"
 VECTOR_KEY = "vector-key"
+OF_A_SESSION = (MACHINE, VECTOR_KEY)
+SUFFIX = ".update"
+DIGITS = 12
 
 
 class SealedState:
@@ -116,11 +120,35 @@ class SealedState:
             self._file.unlink(missing_ok=True)
 
     @property
+    def other_runs(self) -> frozenset[str]:
+        """The first digits of the other runs of which a session has left something: a process was killed, say.
+
+        The key of an advert is not looked at: it is for a session that is to come.
+        """
+        record = self._state.config_records.get(RECORD, ConfigRecord())
+        pieces = {run for run, _, name in (slot.partition(".") for slot in record) if name in OF_A_SESSION}
+        with _in_words(self._work):
+            files = {path.name.removesuffix(SUFFIX) for path in self._work.glob(f"*{SUFFIX}")}
+        return frozenset(pieces | files) - {self._run[:DIGITS]}
+
+    def forget_run(self, digits: str) -> None:
+        """Drops what a session of another run has left.
+
+        Args:
+          digits: one of `other_runs`. Nothing may be under way in that run.
+        """
+        record = self._state.config_records.get(RECORD, ConfigRecord())
+        for name in OF_A_SESSION:
+            record.pop(f"{digits}.{name}", None)
+        with _in_words(self._work):
+            (self._work / f"{digits}{SUFFIX}").unlink(missing_ok=True)
+
+    @property
     def _file(self) -> Path:
-        return self._work / f"{self._run[:12]}.update"
+        return self._work / f"{self._run[:DIGITS]}{SUFFIX}"
 
     def _slot(self, name: str) -> str:
-        return f"{self._run[:12]}.{name}"
+        return f"{self._run[:DIGITS]}.{name}"
 
     def _associated(self, name: str, *place: str) -> bytes:
         return pack(b"state", name.encode(), self._run.encode(), *(part.encode() for part in place))

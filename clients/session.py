@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 
 from clients.agreement import Agreement, read_agreement
-from clients.sealed_state import SealedState
+from clients.sealed_state import MACHINE, SealedState
 from clients.site import Site, find_site, read_site
 from clients.store import IssuedAdvert, Session, Step, Store
 from clients.streams import ROUNDING, open_stream
@@ -49,7 +49,6 @@ from fedslm.secagg.messages import (
 from fedslm.secagg.terms import Terms, advert_scope
 from fedslm.secagg.wire import Document, decode, encode
 
-MACHINE = "machine"
 ADVERT = "advert"
 
 
@@ -87,17 +86,18 @@ class Part:
 
         Raises:
           ProtocolError: the terms break a rule, or the session is not new; see `fedslm.secagg.hospital.admit`.
+          ModelError: the adapter is not the plan's.
           BudgetExceededError: the plan's privacy does not cover another session. RunError: it cannot be put on record.
         """
         request, opening = read_train_request(message), decode(Opening, secagg_bytes(message))
         _require_one_round(message, request, opening)
+        request.require_planned_adapter()
         terms = self._terms(message, request, opening)
         issued = self._store.advert(self._run)
         key = SealingKey.from_bytes(self._sealed.recall(ADVERT, str(issued.serial)))
         own = decode(Advert, issued.data)
         seat = hospital.admit(terms, me=self._agreement.hospital, own_advert=own, keys=self._agreement.keys)
-        self._refuse_repetition(opening, terms)
-        session = _booked(self._run, opening, terms)
+        session = _booked(self._run, opening, terms, excused=self._excused(opening, terms))
         self._store.book(session, advert=issued.serial, max_sessions=self._max_sessions)
         self._sealed.forget(MACHINE, ADVERT)  # what an earlier session left behind
         self._sealed.forget_vector()
@@ -197,11 +197,18 @@ class Part:
         # Without privacy there is no noise that was made for a number of sessions.
         return None if self._plan.privacy.mode == "none" else self._plan.privacy.max_sessions
 
-    def _refuse_repetition(self, opening: Opening, terms: Terms) -> None:
-        """Without noise, two sums over one adapter with different survivors differ by one hospital's update."""
+    def _excused(self, opening: Opening, terms: Terms) -> tuple[int, ...] | None:
+        """Without noise, two sums over one adapter with different survivors differ by one hospital's update.
+
+        Refuses where that would come about; the store does so again when the masked vector is about to leave.
+
+        Returns:
+          The run's earlier sessions on the adapter, which were given up; None under a plan with privacy.
+        """
         if self._plan.privacy.mode != "none":
-            return
-        for earlier in self._store.masked_for(terms.adapter_sha256):
+            return None
+        masked = self._store.masked_for(terms.adapter_sha256)
+        for earlier in masked:
             numbered = [(member, signature) for number, member, signature in opening.aborts if number == earlier.number]
             aborts = dict(numbered) if earlier.run == self._run else {}
             found = hospital.count_aborts(earlier.context, earlier.names, aborts, self._agreement.keys)
@@ -210,6 +217,7 @@ class Part:
                     f"This hospital masked for the same adapter in session {earlier.number}, and {found} of the "
                     f"{earlier.threshold} hospitals needed have given that session up; the plan has no privacy."
                 )
+        return tuple(earlier.number for earlier in masked)  # of this run all: another's is never excused
 
     def _encoded(
         self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]
@@ -252,7 +260,7 @@ class Part:
 
 @contextmanager
 def take_part(message: Message, context: Context) -> Iterator[Part]:
-    """Opens what a hospital needs to answer a message of a masked plan.
+    """Opens what a hospital needs to answer a message of a masked plan, and clears away what finished runs left.
 
     Raises:
       ConfigError, RosterError, SignatureError: see `read_agreement`. RunError: the state folder cannot be used.
@@ -260,13 +268,14 @@ def take_part(message: Message, context: Context) -> Iterator[Part]:
     forbid_core_dumps()
     site = read_site(find_site(dict(context.node_config)))
     folder = site.keys().state_folder
-    with Store(folder) as store:
+    with Store(folder, hospital=site.hospital) as store:
         agreement = read_agreement(message, site, store)
         sealed = SealedState(folder, context.state, run=agreement.plan.sha256)
+        store.visit_finished(sealed.other_runs, sealed.forget_run)
         yield Part(agreement, site=site, store=store, sealed=sealed)
 
 
-def _booked(run: str, opening: Opening, terms: Terms) -> Session:
+def _booked(run: str, opening: Opening, terms: Terms, *, excused: tuple[int, ...] | None) -> Session:
     return Session(
         run=run,
         number=opening.session,
@@ -275,6 +284,7 @@ def _booked(run: str, opening: Opening, terms: Terms) -> Session:
         context=terms.context,
         names=terms.names,
         threshold=terms.bounds.threshold,
+        excused=excused,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,12 +11,15 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedslm.config.checks import check_delta
 from fedslm.config.schema import STRICT, ColumnMap, Count, Name, Positive, PrivacyUnit, build
 from fedslm.errors import ConfigError
-from fedslm.governance.plan import Plan, Sha256
+from fedslm.governance.plan import Plan, PlannedSecAgg, Sha256
+from fedslm.secagg.terms import default_colluders
 
 SITE_FILE_KEY = "site-file"
 SITES_FOLDER_VARIABLE = "FEDSLM_SITES"
+SIMULATION_KEY = "simulation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -64,8 +68,8 @@ class Site:
       declared_population: how many such units it declares; the public normaliser rests on it.
       max_epsilon: a plan that spends more is refused; None sets no bound of its own.
       allow_privacy_none: whether a plan without privacy may be trained at all.
-      simulation_seed: seeded sampling and noise, for simulations only. In a deployment it is absent and both come from
-        the operating system's generator.
+      simulation_seed: seeded sampling and noise, for simulations only; a node that is none refuses every plan while it is
+        set. In a deployment it is absent and both come from the operating system's generator.
       log_file: where incidents are explained; it never leaves the hospital.
       identity: file of its signing keys, for a masked plan.
       passphrase_file: file of their passphrase; None where they have none.
@@ -73,6 +77,9 @@ class Site:
       roster_sha256: the roster that this hospital compared with the others and trusts; no other is accepted.
       state_folder: folder for what must outlive a message: `clients/store.py` and what is sealed beside it.
       allow_unmasked: whether a plan may be trained under which the coordinator can read this hospital's updates.
+      min_cohort: a masked plan that lets fewer hospitals make a sum is refused.
+      min_colluders: a masked plan that promises less against colluders is refused; None asks for floor((n-1)/3) of its n.
+      min_honest: a masked plan under which a sum may hold fewer honest updates is refused.
     """
 
     hospital: Name
@@ -91,6 +98,9 @@ class Site:
     roster_sha256: Sha256 | None = None
     state_folder: str | None = None
     allow_unmasked: bool = False
+    min_cohort: Annotated[int, Field(ge=3)] = 3
+    min_colluders: Annotated[int, Field(ge=0)] | None = None
+    min_honest: Annotated[int, Field(ge=2)] = 2
 
     def approve(self, plan: Plan) -> None:
         """Accepts a plan that this hospital's policy covers.
@@ -111,13 +121,31 @@ class Site:
             )
         if self.max_epsilon is not None and (plan.privacy.epsilon or float("inf")) > self.max_epsilon:
             raise ConfigError(f"The plan spends epsilon {plan.privacy.epsilon}, site.yaml allows {self.max_epsilon}.")
+        if plan.privacy.mode == "local":
+            check_delta(plan.privacy.delta, population=self.declared_population, hospital=self.hospital)
         if not plan.masked and not self.allow_unmasked:
             raise ConfigError(
                 f"The plan is not masked, so the coordinator could read updates, and site.yaml of {self.hospital} has "
                 "allow_unmasked=false."
             )
-        if plan.masked:
+        if plan.secagg is not None:
             self.keys()
+            self._require_promise(plan, plan.secagg)
+
+    def _require_promise(self, plan: Plan, promised: PlannedSecAgg) -> None:
+        """The coordinator writes the plan: how much it is kept from reading must not be for it alone to say."""
+        default = default_colluders(len(plan.hospitals))
+        asked = {
+            "min_cohort": (plan.min_cohort, self.min_cohort),
+            "min_colluders": (promised.colluders, default if self.min_colluders is None else self.min_colluders),
+            "min_honest": (promised.honest, self.min_honest),
+        }
+        for name, (offered, least) in asked.items():
+            if offered < least:
+                raise ConfigError(
+                    f"The plan's {name.removeprefix('min_')} is {offered}, site.yaml of {self.hospital} asks for at least "
+                    f"{name}={least}."
+                )
 
     def keys(self) -> SiteKeys:
         """The settings that a masked plan needs.
@@ -139,16 +167,28 @@ class Site:
         )
 
 
+def is_simulated(node_config: dict[str, Any]) -> bool:
+    """Whether a harness started this node: it says so in the node's own configuration, or in the environment."""
+    return SITE_FILE_KEY not in node_config or node_config.get(SIMULATION_KEY) == "true"
+
+
 def read_site(path: Path) -> Site:
-    """Reads and validates a site file.
+    """Reads and validates a site file; again only after it changed, because every message asks for it several times.
 
     Raises:
       ConfigError: missing, not YAML, or a wrong value, with the setting's name.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        found = path.stat()
+        return _read_site(path, found.st_mtime_ns, found.st_size, found.st_ino)
     except OSError as error:
         raise ConfigError(f"The site file {path} cannot be read: {error.strerror}.") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _read_site(path: Path, *_version: int) -> Site:
+    try:
+        values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(f"The site file {path} is not YAML.") from None
     if not isinstance(values, dict):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,13 +21,14 @@ from typing import Any, Self
 from fedslm.errors import AdvertError, BudgetExceededError, RosterError, RunError, SessionError
 
 FILE_NAME = "store.sqlite"
-VERSION = 1
+VERSION = 2
 BUSY_S = 5.0
 
 _TABLES = """
+CREATE TABLE owner (hospital TEXT NOT NULL) STRICT;
 CREATE TABLE sessions (
   run TEXT NOT NULL, session INTEGER NOT NULL, round INTEGER NOT NULL, adapter BLOB NOT NULL, context BLOB NOT NULL,
-  names TEXT NOT NULL, threshold INTEGER NOT NULL, PRIMARY KEY (run, session)) STRICT;
+  names TEXT NOT NULL, threshold INTEGER NOT NULL, excused TEXT, PRIMARY KEY (run, session)) STRICT;
 CREATE TABLE answers (
   run TEXT NOT NULL, session INTEGER NOT NULL, step TEXT NOT NULL, reply_sha256 BLOB NOT NULL,
   UNIQUE (run, session, step), FOREIGN KEY (run, session) REFERENCES sessions (run, session)) STRICT;
@@ -62,6 +63,8 @@ class Session:
       context: of the session, 32 bytes.
       names: the hospitals of U1 in the order of their points.
       threshold: t.
+      excused: None under a plan with privacy. Without privacy an adapter is masked for once, and these are the earlier
+        sessions of the run on the same adapter that enough hospitals had given up when this one was opened.
     """
 
     run: str
@@ -71,6 +74,7 @@ class Session:
     context: bytes
     names: tuple[str, ...]
     threshold: int
+    excused: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +92,22 @@ class Store:
       A session number is taken once a run, and only above every number before it.
       A step is answered once, after the step before it, in the newest session of its run, and not after an abort.
       A session is aborted or unmasked, never both.
+      Without privacy an adapter is masked for once, whatever the run; only sessions that were given up do not count.
+      One store holds one hospital's sessions.
 
     Every method that writes has written to the disk when it returns, and raises RunError where that was not possible.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hospital: str) -> None:
         """Opens the store in `folder`, and makes both where there is none, readable for this account only.
 
+        Args:
+          hospital: whose store it is; the first to open it has it for good.
         Raises:
-          RunError: the disk is full or read-only, or the file is damaged or of another version.
+          RunError: the disk is full or read-only, the file is damaged or of another version, or another hospital's.
         """
         self._path = folder / FILE_NAME
+        self._hospital = hospital
         with self._in_words():
             self._db = _connect(folder, self._path)
         try:
@@ -144,7 +153,7 @@ class Store:
             used = "UPDATE adverts SET session = ? WHERE serial = ? AND run = ? AND session IS NULL"
             if db.execute(used, (session.number, advert, session.run)).rowcount != 1:
                 raise AdvertError(f"The advert with serial {advert} was used in a session before; join again.")
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", _row(session))
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(session))
 
     def expect(self, run: str, step: Step) -> Session:
         """The newest session of a run, which must be waiting for this step.
@@ -159,11 +168,15 @@ class Store:
         """Puts an answer on record, to be called before it is sent.
 
         Raises:
-          SessionError: as `expect`, or a newer session was opened meanwhile. RunError: see the class.
+          SessionError: as `expect`, a newer session was opened meanwhile, or without privacy another session masked for
+            the same adapter. RunError: see the class.
         """
         with self._transaction() as db:
-            if _expect(db, session.run, step).number != session.number:
+            booked = _expect(db, session.run, step)
+            if booked.number != session.number:
                 raise SessionError(f"Session {session.number} is over: a newer one was opened.")
+            if step is Step.MASK:
+                _refuse_repetition(db, booked)
             digest = hashlib.sha256(reply).digest()
             db.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (session.run, session.number, str(step), digest))
 
@@ -189,12 +202,22 @@ class Store:
 
     def masked_for(self, adapter: bytes) -> tuple[Session, ...]:
         """The sessions on this adapter, of whatever run, in which a masked vector left this hospital."""
-        query = (
-            "SELECT s.* FROM sessions s JOIN answers a ON a.run = s.run AND a.session = s.session "
-            "WHERE s.adapter = ? AND a.step = ? ORDER BY s.run, s.session"
-        )
         with self._in_words():
-            return tuple(_session(row) for row in self._db.execute(query, (adapter, str(Step.MASK))))
+            return _masked_for(self._db, adapter)
+
+    def visit_finished(self, prefixes: Collection[str], visit: Callable[[str], None]) -> None:
+        """Visits the runs in which nothing is under way, and none of their sessions is opened meanwhile.
+
+        Args:
+          prefixes: first digits of the runs to look at.
+          visit: called with the prefix of each run whose newest session was unmasked or given up.
+        """
+        if not prefixes:
+            return
+        with self._transaction() as db:
+            for prefix in sorted(prefixes):
+                if _is_finished(db, prefix):
+                    visit(prefix)
 
     # --- adverts and rosters --------------------------------------------------------------------------------------
 
@@ -249,9 +272,15 @@ class Store:
             if version == 0:
                 for statement in _TABLES.split(";\n"):
                     db.execute(statement)
+                db.execute("INSERT INTO owner VALUES (?)", (self._hospital,))
                 db.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise RunError(f"The store {self._path} has version {version}; this release reads version {VERSION}.")
+            (owner,) = db.execute("SELECT hospital FROM owner").fetchone()
+        if owner != self._hospital:
+            raise RunError(
+                f"The store {self._path} is that of {owner}; name another state_folder in site.yaml of {self._hospital}."
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -296,7 +325,7 @@ def _expect(db: sqlite3.Connection, run: str, step: Step) -> Session:
     session = _newest(db, run)
     if session is None:
         raise SessionError(f"This hospital has opened no session of the run; the step '{step}' has nothing to rest on.")
-    if db.execute("SELECT 1 FROM aborts WHERE run = ? AND session = ?", (run, session.number)).fetchone():
+    if _is_aborted(db, session):
         raise SessionError(f"Session {session.number} was given up by this hospital; it answers none of its steps.")
     answered = _answered(db, session)
     if step in answered:
@@ -307,6 +336,41 @@ def _expect(db: sqlite3.Connection, run: str, step: Step) -> Session:
             f"{', '.join(answered) or 'nothing'}."
         )
     return session
+
+
+def _refuse_repetition(db: sqlite3.Connection, session: Session) -> None:
+    """What was checked when the session was opened may have changed: another run, or process, may have masked since."""
+    if session.excused is None:
+        return
+    for other in _masked_for(db, session.adapter):
+        if other.run != session.run or other.number not in session.excused:
+            raise SessionError(
+                f"This hospital masked for the same adapter in session {other.number} of the run {other.run[:12]}, after "
+                f"it opened session {session.number} of {session.run[:12]}; the plan has no privacy."
+            )
+
+
+def _masked_for(db: sqlite3.Connection, adapter: bytes) -> tuple[Session, ...]:
+    query = (
+        "SELECT s.* FROM sessions s JOIN answers a ON a.run = s.run AND a.session = s.session "
+        "WHERE s.adapter = ? AND a.step = ? ORDER BY s.run, s.session"
+    )
+    return tuple(_session(row) for row in db.execute(query, (adapter, str(Step.MASK))))
+
+
+def _is_finished(db: sqlite3.Connection, prefix: str) -> bool:
+    runs = db.execute("SELECT DISTINCT run FROM sessions WHERE substr(run, 1, ?) = ?", (len(prefix), prefix)).fetchall()
+    newest = [session for (run,) in runs if (session := _newest(db, run)) is not None]
+    return bool(newest) and all(_is_over(db, session) for session in newest)
+
+
+def _is_over(db: sqlite3.Connection, session: Session) -> bool:
+    return Step.UNMASK in _answered(db, session) or _is_aborted(db, session)
+
+
+def _is_aborted(db: sqlite3.Connection, session: Session) -> bool:
+    query = "SELECT 1 FROM aborts WHERE run = ? AND session = ?"
+    return db.execute(query, (session.run, session.number)).fetchone() is not None
 
 
 def _newest(db: sqlite3.Connection, run: str) -> Session | None:
@@ -329,11 +393,13 @@ def _find(db: sqlite3.Connection, run: str, number: int) -> Session:
 
 def _row(session: Session) -> tuple[Any, ...]:
     names = json.dumps(session.names)
-    return session.run, session.number, session.round, session.adapter, session.context, names, session.threshold
+    excused = None if session.excused is None else json.dumps(session.excused)
+    place = session.run, session.number, session.round
+    return *place, session.adapter, session.context, names, session.threshold, excused
 
 
 def _session(row: tuple[Any, ...]) -> Session:
-    run, number, round_, adapter, context, names, threshold = row
+    run, number, round_, adapter, context, names, threshold, excused = row
     return Session(
         run=run,
         number=number,
@@ -342,4 +408,5 @@ def _session(row: tuple[Any, ...]) -> Session:
         context=context,
         names=tuple(json.loads(names)),
         threshold=threshold,
+        excused=None if excused is None else tuple(json.loads(excused)),
     )

@@ -8,6 +8,8 @@ public as the next global adapter, of which it is a function.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,13 @@ class Aggregate:
     survivors: tuple[str, ...]
     weight: float
     arrays: dict[str, np.ndarray[Any, Any]]
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether it can be the next adapter: float32 arrays of these names and shapes, every number in it finite."""
+        found = {name: array.shape for name, array in self.arrays.items()}
+        arrays = self.arrays.values()
+        is_finite = all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays)
+        return found == dict(shapes) and is_finite and 0 < self.weight < math.inf
 
 
 class AggregateFile:
@@ -83,5 +92,5 @@ class AggregateFile:
                 weight=float(facts["weight"]),
                 arrays=arrays,
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedslm.errors import ConfigError, ModelError
+from fedslm.errors import ModelError
 from fedslm.flower.grids import ForwardingGrid
 from fedslm.flower.records import (
     ARRAYS,
@@ -45,7 +45,8 @@ class ClearGrid(ForwardingGrid):
     Guarantees:
       Replies come back in the plan's order of hospitals, whoever answered first, so that a float sum is reproducible.
       `survivors` then names who is in the mean.
-      A reply with other names, shapes, types or a value that is not finite is dropped, never averaged.
+      A reply with other names, shapes, types or a value that is not finite is dropped, never averaged; whatever a reply
+      does while it is read, only its hospital drops out.
       A round's session is counted before its first message leaves.
     """
 
@@ -132,10 +133,9 @@ class ClearGrid(ForwardingGrid):
         if reply is None or reply.has_error():
             self._drop(number, hospital, MISSING if reply is None else error_name(reply))
             return None
-        bytes_up = content_bytes(reply.content)
         try:
-            adapter = _applied(request, reply)
-        except (ModelError, ConfigError):
+            bytes_up, adapter = content_bytes(reply.content), _applied(request, reply)
+        except Exception:  # it comes from the other side, and reading it fails in many ways
             self._drop(number, hospital, REFUSED)
             return None
         weight = MetricRecord({WEIGHT: self._plan.hospital(hospital).weight})
@@ -152,12 +152,16 @@ def _applied(request: Message, reply: Message) -> dict[str, np.ndarray[Any, Any]
     """Global adapter plus update, in float32.
 
     Raises:
-      ModelError: names, shapes or types differ, or a value is not finite.
+      ModelError: names, shapes or types differ, or a value is not finite, in the update or in what it leads to.
     """
     trained = from_array_record(request.content.array_records[ARRAYS])
     update = from_array_record(reply.content.array_records.get(UPDATE, to_array_record({})))
     shapes = {name: array.shape for name, array in trained.items()}
     if {name: array.shape for name, array in update.items()} != shapes:
         raise ModelError("An update has other names or shapes than the adapter; the hospital's model or plan differs.")
-    # In the order they were sent: FedAvgM pairs old and new arrays by position.
-    return {name: trained[name] + update[name] for name in request.content.array_records[ARRAYS]}
+    with np.errstate(over="ignore"):  # said below
+        # In the order they were sent: FedAvgM pairs old and new arrays by position.
+        applied = {name: trained[name] + update[name] for name in request.content.array_records[ARRAYS]}
+    if not all(np.isfinite(array).all() for array in applied.values()):
+        raise ModelError("An update takes the adapter beyond what float32 holds; the hospital's training diverged.")
+    return applied

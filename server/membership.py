@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedslm.errors import TooFewHospitalsError
-from fedslm.flower.records import CONFIG, JOIN, error_name
+from fedslm.flower.records import CONFIG, JOIN, ErrorCode, error_name
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
 from server.exchange import Exchange
@@ -36,6 +36,8 @@ class Membership:
     Guarantees:
       Never two nodes under one name; a node that goes away frees its name and is asked again when it is back: a hospital
       may have corrected its site file. A node that is slow or not in the plan holds nobody up.
+      A node whose name was taken is asked again when the name is free and whoever had it does not take it back, so that
+      nobody who came first under a false name keeps the hospital out for good.
 
     Attributes:
       hospital_of: node -> hospital.
@@ -64,6 +66,8 @@ class Membership:
         self._check = check
         self._asked: set[int] = set()
         self._waiting: dict[str, int] = {}
+        self._rivals: dict[int, str] = {}  # node -> the name that it gave and another node had
+        self._holder: dict[str, int] = {}  # name -> the node that has it, or had it last and is not silent
 
     def join(self, *, timeout_s: float) -> None:
         """Waits until all the plan's hospitals are in or time is up.
@@ -107,10 +111,10 @@ class Membership:
             replies = self._exchange.pull(self._waiting)
             for node_id, reply in replies:
                 self._admit(node_id, reply)
-            if not self._waiting and self._nobody_else_comes():
-                break
             self._exchange.pause(nothing_came=not replies)
             self._invite(left_s)
+            if not self._waiting and self._nobody_else_comes():
+                break
         for node_id in self._waiting.values():
             self._admit(node_id, None)
         self._asked -= set(self._waiting.values())  # it may answer the next time
@@ -120,10 +124,20 @@ class Membership:
         online = set(self._exchange.grid.get_node_ids())
         self.hospital_of = {node: name for node, name in self.hospital_of.items() if node in online}
         content = RecordDict({CONFIG: self._config})
+        self._asked -= self._heirs(online)
         new = sorted(online - self._asked)
+        for node in new:
+            self._rivals.pop(node, None)
         sent, lost = self._exchange.push([Message(content, node, JOIN) for node in new], ttl_s=ttl_s)
         self._waiting |= sent
         self._asked = online.difference(lost)
+
+    def _heirs(self, online: set[int]) -> set[int]:
+        """Nodes to ask again, as the name they gave is free: its last holder is away, or was asked first and refused."""
+        taken, open_to = set(self.hospital_of.values()), online & {*self._waiting.values()} | online - self._asked
+        return {
+            node for node, name in self._rivals.items() if name not in taken and self._holder.get(name) not in open_to
+        }
 
     def _nobody_else_comes(self) -> bool:
         # A simulation has the plan's nodes and no others; waiting for one that refused would be waiting for nothing.
@@ -132,20 +146,30 @@ class Membership:
 
     def _admit(self, node_id: int, reply: Message | None) -> None:
         """Enters a node under the name it gives, if the plan has that name, it is free, and the plans are the same."""
-        code = MISSING if reply is None else error_name(reply) if reply.has_error() else self._claim(node_id, reply)
+        if reply is None:
+            code = MISSING
+            self._holder = {name: node for name, node in self._holder.items() if node != node_id}
+        else:
+            code = error_name(reply) if reply.has_error() else self._claim(node_id, reply)
         if code:
             self._announcer.emit("hospital_refused", hospital=f"node {node_id}", code=code)
 
     def _claim(self, node_id: int, reply: Message) -> str:
         """Enters the node and returns nothing, or returns why not."""
+        if not reply.has_content():
+            return ErrorCode.MALFORMED.name
         config = reply.content.config_records.get(CONFIG, ConfigRecord())
         name, sha256 = str(config.get("hospital")), config.get("plan-sha256")
         if name not in self._plan.names or sha256 != self._plan.sha256:
             return "NOT_IN_PLAN"
         if name in self.hospital_of.values():
-            return "" if self.hospital_of.get(node_id) == name else "NAME_TAKEN"
+            if self.hospital_of.get(node_id) == name:
+                return ""
+            self._rivals[node_id] = name
+            return "NAME_TAKEN"
         code = self._check(name, reply)
         if not code:
             self.hospital_of[node_id] = name
+            self._holder[name] = node_id
             self._announcer.emit("hospital_joined", hospital=name)
         return code

@@ -13,6 +13,7 @@ import numpy as np
 from fedslm.config.checks import check_delta, check_hospitals
 from fedslm.config.schema import MIN_MASKED_HOSPITALS, FederationConfig, check_masking
 from fedslm.encoding import arrays_sha256
+from fedslm.errors import ConfigError
 from fedslm.governance.plan import (
     Plan,
     PlannedAdapter,
@@ -158,12 +159,22 @@ def _privacy(config: FederationConfig, population: Population, parameters: int) 
 
 
 def least_cohort(config: FederationConfig, hospitals: int) -> int:
-    """The plan's `min_cohort`: as asked for, or the fewest whose sum hides one among `honest` from the colluders."""
+    """The plan's `min_cohort`: as asked for, or the fewest whose sum hides one among `honest` from the colluders.
+
+    Raises:
+      ConfigError: there are not so many hospitals.
+    """
     if config.min_cohort is not None:
         return config.min_cohort
     if config.secagg.mode == "none":
         return 2
-    return max(MIN_MASKED_HOSPITALS, _colluders(config, hospitals) + config.secagg.honest)
+    colluders, honest = _colluders(config, hospitals), config.secagg.honest
+    if colluders + honest > hospitals >= MIN_MASKED_HOSPITALS:
+        raise ConfigError(
+            f"secagg.colluders={colluders} with secagg.honest={honest} needs {colluders + honest} hospitals in every sum, but "
+            f"there are {hospitals}; lower one of the two."
+        )
+    return max(MIN_MASKED_HOSPITALS, colluders + honest)
 
 
 def _colluders(config: FederationConfig, hospitals: int) -> int:

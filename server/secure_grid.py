@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedslm.errors import ConfigError, ProtocolError, ShareError, ThresholdError, TooFewHospitalsError
+from fedslm.errors import AdvertError, ConfigError, ProtocolError, ShareError, ThresholdError, TooFewHospitalsError
 from fedslm.flower.grids import ForwardingGrid
 from fedslm.flower.records import (
     ARRAYS,
@@ -37,10 +38,11 @@ from fedslm.flower.sessions import session_terms
 from fedslm.reporting.events import Announcer
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import Ring
-from fedslm.secagg.messages import Advert, Opening
+from fedslm.secagg.messages import Opening
 from fedslm.secagg.terms import Terms
 from fedslm.secagg.wire import encode
 from server.aborts import Aborts
+from server.adverts import Adverts
 from server.aggregate import Aggregate, AggregateFile
 from server.charter import Charter
 from server.exchange import Exchange
@@ -56,7 +58,8 @@ COHORT_TIMEOUT_S = 300.0
 STOCK_WEIGHT = "num-examples"
 """By what Flower's strategies weigh unless told otherwise. With one reply a round any weight gives the same."""
 
-"""Sessions that a round is given, one after the other."""
+PREPARATIONS = 2
+"""How often a session is made of new adverts before the round is given up; each asks every hospital for one."""
 
 TOO_FEW = "TOO_FEW"
 
@@ -81,6 +84,22 @@ class _Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A session that can begin. Its number is not counted yet, nothing was sent.
+
+    Attributes:
+      node_of: hospital -> node, ascending by name.
+      training: content of the training message.
+    """
+
+    terms: Terms
+    attempt: int
+    node_of: dict[str, int]
+    training: RecordDict
+    coordinator: Coordinator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Mean:
     """What a session came to: the weighted mean of the survivors' updates, float32, shape [d]."""
 
@@ -95,6 +114,7 @@ class SecureGrid(ForwardingGrid):
     Guarantees:
       The reply holds the global adapter plus the weighted mean of the survivors' updates, and the sum of their weights.
       A session's number is counted before its first message leaves, and a sum is on the disk before anybody hears of it.
+      None is counted for adverts that make no session.
       A session that fails changes nothing but the count. `survivors` names who is in the last sum.
     """
 
@@ -127,10 +147,10 @@ class SecureGrid(ForwardingGrid):
         self._counter = counter
         self._aggregates = aggregates
         self._finished = finished
-        self._adverts: dict[str, Advert] = {}
+        self._adverts = Adverts(charter)
         self._aborts = Aborts(self._exchange, config=charter.config())
         self._members = Membership(
-            self._exchange, plan=self._plan, config=charter.config(), announcer=announcer, check=self._keep_advert
+            self._exchange, plan=self._plan, config=charter.config(), announcer=announcer, check=self._adverts.check
         )
         self.survivors: tuple[str, ...] = ()
 
@@ -201,9 +221,9 @@ class SecureGrid(ForwardingGrid):
     def _kept(self, task: _Round) -> Aggregate | None:
         """The sum of a session whose checkpoint was never written."""
         kept = self._aggregates.load()
-        if kept is None or kept.round != task.number or kept.adapter_sha256 != task.start_sha256.hex():
+        if kept is None or (kept.round, kept.adapter_sha256) != (task.number, task.start_sha256.hex()):
             return None
-        return kept
+        return kept if kept.fits({name: tuple(array.shape) for name, array in task.arrays.items()}) else None
 
     def _attempted(self, task: _Round) -> Aggregate:
         """Tries until a session gets through, or the next one would be missing for a round to come.
@@ -213,28 +233,38 @@ class SecureGrid(ForwardingGrid):
         require_session(self._plan, self._counter)
         attempt = 0
         while True:
-            self._fetch_adverts(task)
-            session, missing = self._counter.start(), dict[str, str]()
+            ready, missing = self._prepared(task, attempt), dict[str, str]()
+            session = self._counter.start()
             try:
-                return self._session(task, session, attempt, missing)
+                return self._session(task, ready, missing)
             except (ThresholdError, ProtocolError) as error:
+                failure = error
                 fields = {"session": session, "code": _code(error), "missing": sorted(missing)}
                 self._announcer.emit("session_failed", round=task.number, **fields)
             attempt += 1
             if self._counter.started >= self._plan.privacy.max_sessions - self._rounds_after(task):
-                raise self._lost(task, missing, tries=attempt)
+                raise self._lost(task, missing, failure, tries=attempt)
 
     def _rounds_after(self, task: _Round) -> int:
         return max(0, self._plan.training.rounds - task.number)
 
-    def _lost(self, task: _Round, missing: dict[str, str], *, tries: int) -> TooFewHospitalsError:
+    def _lost(self, task: _Round, missing: dict[str, str], failure: Exception, *, tries: int) -> TooFewHospitalsError:
+        is_short = bool(missing) and isinstance(failure, ThresholdError)
+        verb = "lost too many hospitals" if is_short else "came to no sum"
         names = ", ".join(f"{name} ({why})" for name, why in sorted(missing.items()))
+        what = names if is_short else "; ".join(filter(None, (str(failure).rstrip("."), names)))
         used_up = is_used_up(self._plan, self._counter)
-        rest = "the plan has no session left" if used_up else "resume when they are back"
+        rest = (
+            "the plan has no session left"
+            if used_up
+            else "resume when they are back"
+            if is_short
+            else "resume when that is mended"
+        )
         sessions = "1 session" if tries == 1 else f"{tries} sessions"
         return TooFewHospitalsError(
-            f"Round {task.number} lost too many hospitals in {sessions}, in the last one {names}; the model is "
-            f"unchanged, their own logs say why, {rest}."
+            f"Round {task.number} {verb} in {sessions}, in the last one: {what}; the model is unchanged, the hospitals' own "
+            f"logs say why, {rest}."
         )
 
     def _fetch_adverts(self, task: _Round) -> None:
@@ -263,9 +293,27 @@ class SecureGrid(ForwardingGrid):
         nodes = self._members.node_of
         return {name: nodes[name] for name in sorted(nodes) if name in self._adverts and name not in task.excluded}
 
-    def _session(self, task: _Round, session: int, attempt: int, missing: dict[str, str]) -> Aggregate:
+    def _prepared(self, task: _Round, attempt: int, *, tries: int = PREPARATIONS) -> _Ready:
+        """Makes a session of the hospitals' adverts; where they do not make one, all of them are asked for others.
+
+        Raises:
+          TooFewHospitalsError: fewer than `min_cohort` can take part, or what they sent makes no session; names them.
+        """
+        self._fetch_adverts(task)
         nodes = self._participants(task)
-        opening = self._opening(task, session, attempt, nodes)
+        try:
+            return self._ready(task, attempt, nodes)
+        except ProtocolError as error:
+            self._adverts.drop(nodes)
+            if tries == 1:
+                raise TooFewHospitalsError(
+                    f"No session of round {task.number} can begin with {', '.join(nodes)}: {str(error).rstrip('.')}; the "
+                    "model is unchanged and no session was counted, resume when that is mended."
+                ) from None
+        return self._prepared(task, attempt, tries=tries - 1)
+
+    def _ready(self, task: _Round, attempt: int, nodes: dict[str, int]) -> _Ready:
+        opening = self._opening(task, self._counter.started + 1, attempt, nodes)
         training = self._training(task, opening)
         terms = session_terms(
             self._plan,
@@ -275,35 +323,38 @@ class SecureGrid(ForwardingGrid):
             config_sha256=config_sha256(Message(training, 0, TRAIN)),
         )
         coordinator = Coordinator(terms, keys=self._charter.keys)
-        numbers = {"round": task.number, "session": session, "attempt": opening.attempt}
-        self._announcer.emit("session_started", **numbers, hospitals=list(nodes))
+        return _Ready(terms=terms, attempt=attempt, node_of=nodes, training=training, coordinator=coordinator)
+
+    def _session(self, task: _Round, ready: _Ready, missing: dict[str, str]) -> Aggregate:
+        numbers = {"round": task.number, "session": ready.terms.session, "attempt": ready.attempt}
+        self._announcer.emit("session_started", **numbers, hospitals=list(ready.node_of))
         running = SecureSession(
             self._exchange,
-            coordinator,
-            terms=terms,
-            node_of=nodes,
+            ready.coordinator,
+            terms=ready.terms,
+            node_of=ready.node_of,
             config=self._charter.config(),
-            deadlines=Deadlines(train_s=task.timeout_s, step_s=self._patience_s(len(nodes))),
+            deadlines=Deadlines(train_s=task.timeout_s, step_s=self._patience_s(len(ready.node_of))),
             announcer=self._announcer,
         )
         try:
-            running.gather(training)
+            running.gather(ready.training)
             with interrupts_wait():  # once hospitals reveal their shares, this sum is to be had now or never
-                mean = self._mean(terms, running.reveal(), coordinator.survivors)
+                mean = self._mean(ready.terms, running.reveal(), ready.coordinator.survivors)
                 aggregate = self._save(task, mean)
             running.report_liars()
         finally:
-            self._after(running, nodes, missing)
+            self._after(running, ready.node_of, missing)
         return aggregate
 
     def _after(self, running: SecureSession, nodes: Iterable[str], missing: dict[str, str]) -> None:
         """Notes who was missing, and who has an advert for another session."""
         missing.update(running.missing)
-        for name in nodes:
-            self._adverts.pop(name, None)
-        # Whoever dropped out may have lost its key; it is asked for a new advert.
-        fresh = {name: advert for name, advert in running.next_adverts.items() if name not in running.missing}
-        self._adverts.update(fresh)
+        self._adverts.drop(nodes)
+        for advert in running.next_adverts.values():
+            with suppress(AdvertError):  # its hospital is asked for another
+                self._adverts.keep(advert)
+        self._adverts.drop(running.missing)  # whoever dropped out may have lost its key
 
     def _opening(self, task: _Round, session: int, attempt: int, nodes: dict[str, int]) -> Opening:
         if self._plan.privacy.mode == "none":
@@ -346,14 +397,6 @@ class SecureGrid(ForwardingGrid):
         )
         self._aggregates.save(aggregate)
         return aggregate
-
-    def _keep_advert(self, name: str, reply: Message) -> str:
-        """Takes the advert of a hospital that joins, and returns nothing, or why it is refused."""
-        try:
-            self._adverts[name] = self._charter.read_advert(name, reply)
-        except ProtocolError as error:
-            return protocol_code(error).name
-        return ""
 
 
 def _code(error: ThresholdError | ProtocolError) -> str:

@@ -19,6 +19,7 @@ from fedslm.flower.records import (
     SECAGG,
     TRAIN,
     UNMASK,
+    ErrorCode,
     content_bytes,
     error_name,
     protocol_code,
@@ -179,6 +180,9 @@ class SecureSession:
         name = self._terms.names[point - 1]
         if answer.reply is None or answer.reply.has_error():
             self._drop(name, MISSING if answer.reply is None else error_name(answer.reply), step)
+            return
+        if not answer.reply.has_content():
+            self._drop(name, ErrorCode.MALFORMED.name, step)
             return
         bytes_up = content_bytes(answer.reply.content)
         try:

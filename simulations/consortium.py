@@ -12,7 +12,7 @@ import yaml
 
 from clients.records import Records, read_records
 from clients.records.jsonl import hospitals_in
-from clients.site import SITE_FILE_KEY, RecordSource, Site
+from clients.site import SIMULATION_KEY, SITE_FILE_KEY, RecordSource, Site
 from fedslm.config.checks import check_hospitals
 from fedslm.config.schema import DataConfig, FederationConfig, RuntimeConfig
 from fedslm.data.hospitals import hospital_names
@@ -98,7 +98,7 @@ def write_sites(sites: tuple[Site, ...], folder: Path) -> list[dict[str, str]]:
     for number, site in enumerate(sites):
         path = folder / f"{number}.yaml"
         path.write_text(yaml.safe_dump(_plain(site), sort_keys=False))
-        configs.append({SITE_FILE_KEY: str(path.resolve())})
+        configs.append({SITE_FILE_KEY: str(path.resolve()), SIMULATION_KEY: "true"})
     return configs
 
 
@@ -121,6 +121,7 @@ def _site(config: FederationConfig, name: str, names: tuple[str, ...], log_file:
         declared_population=1,  # replaced as soon as the records are read
         allow_privacy_none=config.privacy.mode == "none",
         allow_unmasked=config.secagg.mode == "none",
+        min_colluders=config.secagg.colluders,
         simulation_seed=config.seed,
         physical_batch_size=config.training.physical_batch_size,
         threads=share_cores(config.runtime, len(names)).threads,

@@ -108,6 +108,8 @@ class MaskedHospital:
     masked_on: dict[bytes, list[int]] = field(default_factory=dict)
     seats: dict[int, protocol.Seat] = field(default_factory=dict)
     seen: list[tuple[dict[str, Any], Opening]] = field(default_factory=list)
+    key: Any = None
+    advert: Any = None
     _session: int = 0
     _state: Any = None
     _vector: Any = None
@@ -119,7 +121,7 @@ class MaskedHospital:
 
     def join(self, message: Message) -> Message:
         self._check_plan(message)
-        self._new_advert()
+        self.new_advert()
         return join_reply(message, hospital=self.name, plan=read_plan(message), advert=encode(self.advert))
 
     def train(self, message: Message) -> bytes:
@@ -143,8 +145,8 @@ class MaskedHospital:
         weight = request.plan.hospital(self.name).weight
         values = weight * to_vector(self.update(request.round, request.trained))
         self._vector = lambda: terms.fixed_point.encode(values, SecureStream.from_os())
-        key = self._key
-        self._new_advert()
+        key = self.key
+        self.new_advert()
         self._state, reply = protocol.share(
             seat, terms, sealing_key=key, identity=self.identity, next_advert=self.advert
         )
@@ -178,17 +180,19 @@ class MaskedHospital:
         assert roster_sha256 == self.charter.roster.sha256
         verify_plan(read_plan(message), signature, self.charter.roster)
 
-    def _new_advert(self) -> None:
+    def new_advert(self, *, key: SealingKey | None = None) -> Advert:
+        """Makes its next advert; with somebody's `key` in the place of a new one, for hospitals that lie."""
         self.serial += 1
-        self._key = SealingKey.generate()
+        self.key = SealingKey.generate() if key is None else key
         self.advert = Advert.sign(
             self.identity,
             member=self.name,
             serial=self.serial,
-            sealing_key=self._key.public,
+            sealing_key=self.key.public,
             ledger_head=NO_HEAD,
             scope=advert_scope(bytes.fromhex(self.charter.plan.sha256), self.charter.roster_sha256),
         )
+        return self.advert
 
     def _require_aborts(self, opening: Opening) -> None:
         """Without privacy: no second session on an adapter, unless the first can never be unmasked."""

@@ -75,16 +75,6 @@ def _embedded_model_with_room(config: FederationConfig) -> None:
         )
 
 
-def _hub_model_is_pinned(config: FederationConfig) -> None:
-    source = config.model.source
-    is_hub_id = not source.startswith(("embedded:", "/", ".", "~"))
-    if is_hub_id and config.model.revision is None:
-        raise ConfigError(
-            f"model.source={source} has model.revision=null; name a commit so that every hospital loads the same weights "
-            "(a local folder starts with / or ./)."
-        )
-
-
 def _file_has_path_and_columns(config: FederationConfig) -> None:
     data = config.data
     if data.kind == "embedded":
@@ -140,7 +130,6 @@ def _masked_sums_hide(config: FederationConfig) -> None:
 
 _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _embedded_model_with_room,
-    _hub_model_is_pinned,
     _embedded_takes_no_path,
     _file_has_path_and_columns,
     _record_unit_has_one_record,

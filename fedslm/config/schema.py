@@ -33,15 +33,23 @@ class ModelConfig:
 
     Attributes:
       source: "embedded:tiny", a folder on this machine, or a hub id; safetensors only, no remote code.
-      revision: commit of a hub id; required for one, so that every hospital loads the same weights.
+      revision: commit of a hub id, 40 hex digits; required for one: whoever moves a branch could give every hospital
+        other weights.
       max_length_tokens: prompt and completion together; a public constant.
     """
 
     name: Name
     source: str
-    revision: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     max_length_tokens: Annotated[int, Field(ge=16)]
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.source.startswith(("embedded:", "/", ".", "~")) and self.revision is None:
+            raise ConfigError(
+                f"model.source={self.source} has model.revision=null; name a commit so that every hospital loads the same "
+                "weights (a local folder starts with / or ./)."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -116,6 +116,20 @@ class TrainRequest:
     frozen: dict[str, np.ndarray[Any, Any]]
     attempt: int = 0
 
+    def require_planned_adapter(self) -> None:
+        """Accepts the frozen half only as the plan pins it, and in round 1 the other half too.
+
+        Another frozen half could be crafted to make an update say more.
+
+        Raises:
+          ModelError: it is another.
+        """
+        planned = self.plan.adapter
+        if arrays_sha256(self.frozen) != planned.frozen_sha256:
+            raise ModelError("The frozen half of the adapter is not the one in the plan; the coordinator sent another.")
+        if self.round == 1 and arrays_sha256({**self.frozen, **self.trained}) != planned.initial_sha256:
+            raise ModelError("The initial adapter is not the one in the plan; the coordinator sent another.")
+
 
 def to_array_record(arrays: NamedArrays) -> ArrayRecord:
     """Named float32 arrays as a Flower record."""
@@ -145,9 +159,12 @@ def from_array_record(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
 
 def _decoded(name: str, array: Array) -> np.ndarray[Any, Any]:
     try:
-        return array.numpy()
+        found: object = array.numpy()
     except Exception:  # the bytes come from the other side, and NumPy's reader fails in many ways
-        raise ModelError(f"The array '{name}' cannot be decoded; only NumPy's format is exchanged.") from None
+        found = None
+    if not isinstance(found, np.ndarray):  # NumPy opens an archive too, and hands that back
+        raise ModelError(f"The array '{name}' cannot be decoded; only NumPy's format is exchanged.")
+    return found
 
 
 def _checked(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -207,7 +224,7 @@ def secagg_bytes(message: Message) -> bytes:
     Raises:
       DecodeError: it carries an error, none, or one in another form.
     """
-    record = None if message.has_error() else message.content.array_records.get(SECAGG)
+    record = message.content.array_records.get(SECAGG) if message.has_content() else None
     if record is None or list(record) != [_SECAGG_NAME]:
         raise DecodeError("The message carries no message of secure aggregation.")
     array = record[_SECAGG_NAME]

@@ -16,8 +16,17 @@ from hashlib import sha256
 import numpy as np
 
 from fedslm.crypto.identity import PublicIdentity
+from fedslm.crypto.seal import OVERHEAD_BYTES
 from fedslm.crypto.shamir import combine, evaluate
-from fedslm.errors import BoundError, ConsistencyError, DecodeError, SessionError, ShareError, ThresholdError
+from fedslm.errors import (
+    AdvertError,
+    BoundError,
+    ConsistencyError,
+    DecodeError,
+    SessionError,
+    ShareError,
+    ThresholdError,
+)
 from fedslm.secagg.encoding import Ring, add_masks, unpack_ring
 from fedslm.secagg.messages import (
     Advert,
@@ -79,6 +88,7 @@ class Coordinator:
         terms.verify_adverts(keys)
         self._terms, self._keys, self._context = terms, keys, terms.context
         self._phase = Phase.SHARES
+        self._sealing_keys = {advert.sealing_key for advert in terms.adverts}
         self._lists: dict[int, tuple[bytes, ShareList]] = {}
         self._ciphertexts: dict[int, tuple[bytes, ...]] = {}
         self._total: Ring = np.zeros(terms.fixed_point.length, dtype=np.uint32)
@@ -124,6 +134,7 @@ class Coordinator:
             raise ConsistencyError(f"{name} sent an advert in the name of another.")
         self._check_advert(advert)
         self._lists[point], self._ciphertexts[point] = (reply.shares, listed), reply.ciphertexts
+        self._sealing_keys.add(advert.sealing_key)
         return advert
 
     def mask_requests(self) -> Iterator[tuple[int, bytes]]:
@@ -229,10 +240,14 @@ class Coordinator:
         return self._total
 
     def liars(self) -> tuple[str, ...]:
-        """Hospitals found so far to have revealed shares other than those dealt to them, if at most T of them lie.
+        """Hospitals found so far to have revealed shares other than those dealt to them.
 
         Whose share of a single dealer's seeds is off may have been dealt a false one and is not named; whose share of its
         own is off, or of more dealers' than may lie, is.
+
+        Guarantees:
+          Names no honest hospital while at most T hospitals lie. With more than T liars an honest one may be named: as
+          many dealers can have dealt it false shares. The sum is right all the same: every seed fits its commitment.
         """
         dealers: dict[int, set[int]] = {}
         for dealer, holder in self._off:
@@ -248,11 +263,20 @@ class Coordinator:
         key_of(self._keys, name).verify("shares", listed.body, listed.signature, signer=name, scope=self._context)
         if tuple(sha256(ciphertext).digest() for ciphertext in ciphertexts) != listed.hashes:
             raise ConsistencyError(f"The ciphertexts of {name} are not those it listed.")
+        if tuple(map(len, ciphertexts)) != self._ciphertext_lengths(point):
+            raise DecodeError(f"The ciphertexts of {name} do not have the length of what it was to seal.")
         return name
+
+    def _ciphertext_lengths(self, u: int) -> tuple[int, ...]:
+        # Both ends' points after the context; the seed of a pair goes to its higher end; a share of each seed that u deals.
+        n, head = self._terms.bounds.n, OVERHEAD_BYTES + len(self._context) + 2
+        return tuple(head + SEED_BYTES * ((u < v) + 1 + n - u) for v in range(1, n + 1) if v != u)
 
     def _check_advert(self, advert: Advert) -> None:
         hashes = {"plan_sha256": self._terms.plan_sha256, "roster_sha256": self._terms.roster_sha256}
         verify_advert(advert, self._keys, **hashes)
+        if advert.sealing_key in self._sealing_keys:
+            raise AdvertError(f"The next advert of {advert.member} carries a key of this session, or another's next.")
 
     def _mask_request(self, v: int) -> bytes:
         deliveries = tuple((self._lists[u][0], self._ciphertexts[u][v - 1 - (v > u)]) for u in self.sharers if u != v)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from flwr.app import Context, Message, RecordDict
 
-from clients.site import SITE_FILE_KEY, Site
+from clients.site import SIMULATION_KEY, SITE_FILE_KEY, Site
 from fedslm.config.compose import compose
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, TrainRequest, plan_config, to_array_record
@@ -69,7 +69,7 @@ def node(folder: Path, site: Site) -> Context:
     path = folder / "site.yaml"
     values = dataclasses.asdict(site)
     path.write_text(yaml.safe_dump({**values, "sources": [dict(source) for source in values["sources"]]}))
-    config: dict[str, Any] = {SITE_FILE_KEY: str(path)}
+    config: dict[str, Any] = {SITE_FILE_KEY: str(path), SIMULATION_KEY: "true"}
     return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
 
 

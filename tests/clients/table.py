@@ -18,8 +18,9 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 
 from clients.app import build_client_app
-from clients.site import SITE_FILE_KEY, RecordSource, Site
+from clients.site import SIMULATION_KEY, SITE_FILE_KEY, RecordSource, Site
 from clients.train import Workbench
+from fedslm.encoding import arrays_sha256
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import (
     ABORT,
@@ -69,7 +70,13 @@ def plan_for(hospitals: int = 3, **changes: Any) -> Plan:
         for hospital, weight in zip(toy_hospitals(hospitals), (1.0, 0.5, 0.25, 0.75, 1.0), strict=False)
     )
     secagg = {"colluders": default_colluders(hospitals), **changes.pop("secagg", {})}
-    return masked_plan(hospitals=members, secagg=secagg, adapter={"trained_parameters": D}, **changes)
+    trained, frozen = FIRST
+    adapter = {
+        "trained_parameters": D,
+        "initial_sha256": arrays_sha256({**trained, **frozen}),
+        "frozen_sha256": arrays_sha256(frozen),
+    }
+    return masked_plan(hospitals=members, secagg=secagg, adapter=adapter, **changes)
 
 
 class Table:
@@ -131,13 +138,19 @@ class Table:
             self.adverts[name] = secagg_bytes(self.send(name, self.message(JOIN)))
 
     def opening(
-        self, number: int, *, attempt: int = 0, aborts: Iterable[AbortReply] = (), names: Collection[str] = ()
+        self,
+        number: int,
+        *,
+        round: int = 1,
+        attempt: int = 0,
+        aborts: Iterable[AbortReply] = (),
+        names: Collection[str] = (),
     ) -> Opening:
         """The opening of a session with the adverts at hand."""
         members = sorted(names or self.adverts)
         given_up = tuple((abort.session, abort.member, abort.signature) for abort in aborts)
         adverts = tuple(self.adverts[name] for name in members)
-        return Opening(session=number, round=1, attempt=attempt, adverts=adverts, aborts=given_up)
+        return Opening(session=number, round=round, attempt=attempt, adverts=adverts, aborts=given_up)
 
     def train_message(self, opening: Opening, *, adapter: Adapter = FIRST, **config: Any) -> Message:
         """The training message of a session."""
@@ -198,7 +211,13 @@ class Table:
     def _context(self, name: str) -> Context:
         path = self.folder / f"{name}.yaml"
         _write(self.sites[name], path)
-        return Context(run_id=1, node_id=1, node_config={SITE_FILE_KEY: str(path)}, state=RecordDict(), run_config={})
+        return Context(
+            run_id=1,
+            node_id=1,
+            node_config={SITE_FILE_KEY: str(path), SIMULATION_KEY: "true"},
+            state=RecordDict(),
+            run_config={},
+        )
 
     def _train(self, request: TrainRequest, site: Site, bench: object) -> Arrays:
         self.trained.append(site.hospital)

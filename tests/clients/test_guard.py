@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,11 +132,12 @@ def test_a_bad_row_leaves_no_trace_but_in_the_local_log(
         (UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, CANARY), ErrorCode.FAILED),
         (type(CANARY, (RuntimeError,), {})(CANARY), ErrorCode.FAILED),
         (ValueError(f"{CANARY} \ud800"), ErrorCode.FAILED),
+        (type("PanicException", (BaseException,), {})(CANARY), ErrorCode.FAILED),  # as libraries written in Rust raise
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_an_exception_becomes_a_code_and_its_text_stays(
-    ward: Ward, tmp_path: Path, error: Exception, code: ErrorCode, capfd: pytest.CaptureFixture[str]
+    ward: Ward, tmp_path: Path, error: BaseException, code: ErrorCode, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "incidents.log"
     context = node(tmp_path, replace(ward.sites[0], log_file=str(log)))
@@ -148,6 +151,71 @@ def test_an_exception_becomes_a_code_and_its_text_stays(
     assert CANARY not in everything_in(reply)
     assert CANARY in log.read_text(errors="replace")
     assert CANARY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_ends_the_process_goes_through(ward: Ward, tmp_path: Path, ending: type[BaseException]) -> None:
+    def end(message: Message, context: Context) -> Message:
+        raise ending
+
+    with pytest.raises(ending):
+        redact(train_message(ward.request()), node(tmp_path, ward.sites[0]), end)
+
+
+def incident(ward: Ward, tmp_path: Path, log: Path) -> None:
+    """Has a hospital with this log file fail with the canary in the text."""
+
+    def fail(message: Message, context: Context) -> Message:
+        raise ValueError(CANARY)
+
+    context = node(tmp_path, replace(ward.sites[0], log_file=str(log)))
+    assert redact(train_message(ward.request()), context, fail).error.code == ErrorCode.FAILED
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o666, 0o640, 0o200, 0o600], ids=str)
+def test_the_log_is_for_this_account_only_whatever_it_was(ward: Ward, tmp_path: Path, mode: int | None) -> None:
+    log = tmp_path / "incidents.log"
+    if mode is not None:
+        log.write_text("before\n")
+        log.chmod(mode)
+    umask = os.umask(0)
+    try:
+        incident(ward, tmp_path, log)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert log.read_text().startswith("incident" if mode is None else "before\nincident")
+    assert CANARY in log.read_text()
+
+
+def test_a_log_that_others_go_on_reading_is_not_written(
+    ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    log = tmp_path / "incidents.log"
+    log.touch()
+    log.chmod(0o644)
+    monkeypatch.setattr("os.fchmod", refuse)
+    incident(ward, tmp_path, log)
+    assert log.read_text() == ""
+    assert CANARY in caplog.text
+
+
+def test_a_log_that_is_no_file_is_left_alone(ward: Ward, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o644)
+    mode = pipe.stat().st_mode
+    incident(ward, tmp_path, pipe)  # nobody reads it, and nobody waits for a reader
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        incident(ward, tmp_path, pipe)
+        assert os.read(reader, 10) == b""
+    finally:
+        os.close(reader)
+    assert pipe.stat().st_mode == mode
+    assert caplog.text.count(f"ValueError: {CANARY}") == 2
 
 
 @pytest.mark.parametrize("site_file", [None, b"\xff\xfe", b"a: [", b"hospital: 1"], ids=repr)

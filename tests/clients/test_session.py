@@ -25,6 +25,7 @@ from fedslm.flower.records import (
     ARRAYS,
     CONFIG,
     CONFIRM,
+    JOIN,
     MASK,
     SECAGG,
     TRAIN,
@@ -36,7 +37,21 @@ from fedslm.flower.records import (
 from fedslm.secagg.messages import AbortRequest, Advert, ConfirmRequest
 from fedslm.secagg.wire import decode, encode
 from tests.builders import UNPRIVATE
-from tests.clients.table import KEPT, NAMES, ONE, OTHER, STEPS, THREE, TWO, Session, Table, code, plan_for
+from tests.clients.table import (
+    FIRST,
+    KEPT,
+    NAMES,
+    ONE,
+    OTHER,
+    STEPS,
+    THREE,
+    TWO,
+    Adapter,
+    Session,
+    Table,
+    code,
+    plan_for,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +73,8 @@ def test_one_of_three_may_drop_out_at_every_step(table: Table, lost: str) -> Non
 def test_two_of_five_may_drop_out_wherever_they_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secagg = {"colluders": 0}  # so that three of five are enough
     table = Table(tmp_path, plan_for(5, secagg=secagg, privacy={"max_sessions": 50}), monkeypatch)
+    for name in table.plan.names:
+        table.change_site(name, min_colluders=0)
     first, second = "hospital-1", "hospital-4"
     for number, (one, two) in enumerate(itertools.combinations_with_replacement(STEPS, 2), start=1):
         table.join()
@@ -278,7 +295,7 @@ def test_terms_that_break_a_rule_are_refused_before_a_record_is_read(table: Tabl
     message = spoil(table, Session(table, table.opening(1)))
     assert code(table.send(ONE, message)) == refused
     assert table.trained == []
-    with Store(Path(str(table.sites[ONE].state_folder))) as store:
+    with Store(Path(str(table.sites[ONE].state_folder)), hospital=ONE) as store:
         assert store.advert(table.plan.sha256)  # nothing was booked, and its advert is as good as before
     table.join(ONE)
     np.testing.assert_allclose(table.run(1), table.expected(), atol=1e-7)
@@ -419,7 +436,7 @@ def test_one_hospital_confirms_one_set_of_survivors(table: Table) -> None:
 
 
 def test_another_adapter_at_one_hospital_ends_in_no_sum(table: Table) -> None:
-    opening = table.opening(1)
+    opening = table.opening(1, round=2)  # round 1 starts from the plan's adapter or not at all
     started = Session(table, opening)
     other = table.train_message(opening, adapter=OTHER)
     send = table.send
@@ -511,9 +528,75 @@ def test_without_privacy_an_adapter_is_masked_for_once(bare: Table) -> None:
     assert again.refused == dict.fromkeys(NAMES, "SESSION_REFUSED")
     assert bare.trained == list(NAMES)
     bare.join()
-    other = Session(bare, bare.opening(3), adapter=OTHER)
+    other = Session(bare, bare.opening(3, round=2), adapter=OTHER)
     other.train()
+    other.mask()
     assert other.refused == {}
+
+
+def beside(table: Table, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """The same hospitals, with the same state folders, in another run without privacy."""
+    folder.mkdir()
+    other = Table(folder, plan_for(privacy=UNPRIVATE, nonce="f" * 32), monkeypatch)
+    for name in NAMES:
+        other.change_site(name, state_folder=table.sites[name].state_folder)
+    other.join()
+    return other
+
+
+def test_without_privacy_an_adapter_is_masked_for_once_in_all_runs_together(
+    bare: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = beside(bare, tmp_path / "other", monkeypatch)
+    first, second = bare.start(1), other.start(1)  # both before either has masked
+    assert first.refused == second.refused == {}
+    first.mask(but=[THREE])
+    second.mask(but=[ONE])
+    assert second.refused == {TWO: "SESSION_REFUSED"}
+    assert len(first.abort()) == 3
+    other.join()
+    # What was given up in one run excuses nothing in another.
+    assert other.start(2, aborts=first.abort()).refused[TWO] == "SESSION_REFUSED"
+
+
+@pytest.mark.parametrize("adapter", [OTHER, ({**FIRST[0]}, {"f": np.zeros(3, np.float32)})], ids=["trained", "frozen"])
+def test_another_adapter_than_the_plans_takes_no_session(table: Table, adapter: Adapter) -> None:
+    message = table.train_message(table.opening(1), adapter=adapter)
+    assert code(table.send(ONE, message)) == "MODEL_UNAVAILABLE"
+    assert table.trained == []
+    np.testing.assert_allclose(table.run(1), table.expected(), atol=1e-7)  # number and advert are as good as before
+
+
+# --- one folder -------------------------------------------------------------------------------------------------------
+
+
+def test_two_hospitals_do_not_share_a_folder(table: Table) -> None:
+    log = table.folder / "log"
+    table.change_site(TWO, state_folder=table.sites[ONE].state_folder, log_file=str(log))
+    assert code(table.send(TWO, table.message(JOIN))) == "FAILED"
+    assert f"is that of {ONE}" in log.read_text()
+    assert code(table.send(ONE, table.message(JOIN))) == ""
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_a_finished_run_left_is_cleared_away_by_the_next_message_and_nothing_else_is(
+    bare: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    other = beside(bare, tmp_path / "other", monkeypatch)
+    other.start(1)
+    folder = Path(str(other.sites[ONE].state_folder))
+    if ended:  # killed after the abort was on record, and before anything was dropped
+        with Store(folder, hospital=ONE) as store:
+            store.abort(other.plan.sha256, 1)
+    bare.contexts[ONE].state = other.contexts[ONE].state  # an old node of Flower's, say
+    slots = set(other.state(ONE))
+    bare.send(ONE, bare.message(JOIN))
+    left = {slot for slot in bare.state(ONE) if slot.startswith(other.plan.sha256[:12])}
+    dropped = {f"{other.plan.sha256[:12]}.{name}" for name in ("machine", "vector-key")}
+    assert left == (slots - dropped if ended else slots)
+    assert [path.name for path in (folder / "work").iterdir()] == (
+        [] if ended else [f"{other.plan.sha256[:12]}.update"]
+    )
 
 
 def test_without_privacy_a_session_that_was_given_up_is_repeated(bare: Table) -> None:
@@ -593,7 +676,8 @@ from fedslm.flower.records import SECAGG, CONFIG, put_secagg, secagg_bytes
 become_task()
 asked = json.load(sys.stdin)
 state = RecordDict({"fedslm-session": ConfigRecord({k: bytes.fromhex(v) for k, v in asked["state"].items()})})
-context = Context(run_id=1, node_id=1, node_config={"site-file": asked["site"]}, state=state, run_config={})
+node = {"site-file": asked["site"], "simulation": "true"}
+context = Context(run_id=1, node_id=1, node_config=node, state=state, run_config={})
 config = ConfigRecord({k: bytes.fromhex(v) for k, v in asked["config"].items()})
 content = RecordDict({CONFIG: config, SECAGG: put_secagg(bytes.fromhex(asked["data"]))})
 reply = app(Message(content, 1, asked["kind"]), context)

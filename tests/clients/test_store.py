@@ -21,24 +21,36 @@ from tests.server.test_checkpoints import full_disk
 ROOT = Path(__file__).resolve().parents[2]
 RUN, OTHER = "a" * 64, "b" * 64
 ADAPTER = b"\1" * 32
+Excused = tuple[int, ...] | None
+
+
+def opened(folder: Path, *, hospital: str = "hospital-0") -> Store:
+    return Store(folder, hospital=hospital)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "state") as opened:
-        yield opened
+    with opened(tmp_path / "state") as store:
+        yield store
 
 
-def session(number: int, *, run: str = RUN, adapter: bytes = ADAPTER) -> Session:
-    context = bytes([number]) * 32
-    names = ("hospital-0", "hospital-1", "Zürich")
-    return Session(run=run, number=number, round=1, adapter=adapter, context=context, names=names, threshold=2)
+def session(number: int, *, run: str = RUN, adapter: bytes = ADAPTER, excused: Excused = None) -> Session:
+    return Session(
+        run=run,
+        number=number,
+        round=1,
+        adapter=adapter,
+        context=bytes([number]) * 32,
+        names=("hospital-0", "hospital-1", "Zürich"),
+        threshold=2,
+        excused=excused,
+    )
 
 
-def book(store: Store, number: int, *, run: str = RUN, adapter: bytes = ADAPTER) -> Session:
-    opened = session(number, run=run, adapter=adapter)
-    store.book(opened, advert=issue(store, run))
-    return opened
+def book(store: Store, number: int, *, run: str = RUN, adapter: bytes = ADAPTER, excused: Excused = None) -> Session:
+    booked = session(number, run=run, adapter=adapter, excused=excused)
+    store.book(booked, advert=issue(store, run))
+    return booked
 
 
 def issue(store: Store, run: str = RUN) -> int:
@@ -76,9 +88,9 @@ def test_numbers_are_counted_for_each_run_by_itself(store: Store) -> None:
 
 
 def test_a_number_stays_taken_in_the_next_process(tmp_path: Path) -> None:
-    with Store(tmp_path) as first:
+    with opened(tmp_path) as first:
         book(first, 2)
-    with Store(tmp_path) as second, pytest.raises(SessionError):
+    with opened(tmp_path) as second, pytest.raises(SessionError):
         book(second, 2)
 
 
@@ -130,7 +142,7 @@ def test_without_a_session_there_is_nothing_to_answer(store: Store) -> None:
 def test_an_answers_row_holds_its_hash_and_nothing_of_it(tmp_path: Path) -> None:
     import hashlib
 
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         store.commit(book(store, 1), Step.SHARE, b"zq7Xylophone")
     rows = sqlite3.connect(tmp_path / FILE_NAME).execute("SELECT step, reply_sha256 FROM answers").fetchall()
     assert rows == [("share", hashlib.sha256(b"zq7Xylophone").digest())]
@@ -138,13 +150,13 @@ def test_an_answers_row_holds_its_hash_and_nothing_of_it(tmp_path: Path) -> None
 
 
 def test_of_two_processes_one_answers(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         booked = book(store, 1)
     outcomes: list[str] = []
     start = threading.Barrier(4)
 
     def commit() -> None:
-        with Store(tmp_path) as mine:
+        with opened(tmp_path) as mine:
             start.wait(20)
             try:
                 mine.commit(booked, Step.SHARE, os.urandom(8))
@@ -207,6 +219,138 @@ def test_masked_for_tells_every_session_in_which_a_vector_left(store: Store) -> 
     assert store.masked_for(b"\2" * 32) == ()
 
 
+# --- once for an adapter, without privacy -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("excused", [None, (), (1,), (1, 7)])
+def test_what_is_excused_comes_back(store: Store, excused: Excused) -> None:
+    book(store, 8, excused=excused)
+    assert store.expect(RUN, Step.SHARE).excused == excused
+
+
+def test_of_two_open_sessions_on_one_adapter_one_masks(store: Store) -> None:
+    first, second = (book(store, 1, run=run, excused=()) for run in (RUN, OTHER))
+    for booked in (first, second):
+        answer(store, booked, Step.SHARE)
+    answer(store, first, Step.MASK)
+    with pytest.raises(SessionError, match=f"session 1 of the run {RUN[:12]}.*no privacy"):
+        store.commit(second, Step.MASK, b"reply")
+    assert store.masked_for(ADAPTER) == (first,)
+    answer(store, first, Step.CONFIRM, Step.UNMASK)  # and the refusal is of nobody else's session
+
+
+def test_what_a_process_says_is_excused_is_not_asked_again(store: Store) -> None:
+    first = book(store, 1, run=OTHER, excused=())
+    answer(store, first, Step.SHARE, Step.MASK)
+    second = book(store, 1, excused=())
+    answer(store, second, Step.SHARE)
+    for claimed in (None, (1,)):
+        with pytest.raises(SessionError, match="no privacy"):
+            store.commit(dataclasses.replace(second, excused=claimed), Step.MASK, b"reply")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_only_the_excused_sessions_of_the_same_run_do_not_count(store: Store, number: int) -> None:
+    answer(store, book(store, number, excused=()), Step.SHARE, Step.MASK)
+    store.abort(RUN, number)
+    again = book(store, 3, excused=(1,))
+    answer(store, again, Step.SHARE)
+    elsewhere = book(store, 4, run=OTHER, excused=(number,))
+    answer(store, elsewhere, Step.SHARE)
+    with pytest.raises(SessionError, match="no privacy"):
+        store.commit(elsewhere, Step.MASK, b"reply")
+    if number == 1:
+        answer(store, again, Step.MASK)
+        return
+    with pytest.raises(SessionError, match="no privacy"):
+        store.commit(again, Step.MASK, b"reply")
+
+
+def test_another_adapter_or_a_plan_with_privacy_is_masked_for_again(store: Store) -> None:
+    answer(store, book(store, 1, excused=()), Step.SHARE, Step.MASK)
+    answer(store, book(store, 2, adapter=b"\2" * 32, excused=()), Step.SHARE, Step.MASK)
+    answer(store, book(store, 3), Step.SHARE, Step.MASK)
+
+
+def test_of_two_processes_with_sessions_on_one_adapter_one_masks(tmp_path: Path) -> None:
+    runs = [f"{number:064x}" for number in range(4)]
+    with opened(tmp_path) as store:
+        for run in runs:
+            answer(store, book(store, 1, run=run, excused=()), Step.SHARE)
+    outcomes: list[str] = []
+    start = threading.Barrier(len(runs))
+
+    def commit(run: str) -> None:
+        with opened(tmp_path) as mine:
+            start.wait(20)
+            try:
+                mine.commit(mine.expect(run, Step.MASK), Step.MASK, b"reply")
+                outcomes.append("answered")
+            except SessionError:
+                outcomes.append("refused")
+
+    threads = [threading.Thread(target=commit, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["answered", "refused", "refused", "refused"]
+
+
+# --- runs in which nothing is under way -------------------------------------------------------------------------------
+
+
+def finished(store: Store, *prefixes: str) -> list[str]:
+    found: list[str] = []
+    store.visit_finished(prefixes, found.append)
+    return found
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_run_is_finished_when_its_newest_session_is_unmasked_or_given_up(store: Store, steps: int) -> None:
+    answer(store, book(store, 1), *Step)
+    assert finished(store, RUN[:12], OTHER[:12]) == [RUN[:12]]  # what this store does not know it does not judge
+    booked = book(store, 2)
+    answer(store, booked, *list(Step)[:steps])
+    assert finished(store, RUN[:12]) == ([RUN[:12]] if steps == 4 else [])
+    if steps < 4:
+        store.abort(RUN, 2)
+        assert finished(store, RUN[:12]) == [RUN[:12]]
+
+
+def test_a_given_up_session_that_is_not_the_newest_finishes_nothing(store: Store) -> None:
+    book(store, 1)
+    store.abort(RUN, 1)
+    book(store, 2)
+    assert finished(store, RUN[:12]) == []
+
+
+def test_runs_that_share_their_first_digits_are_finished_together(store: Store) -> None:
+    twin = "a" * 63 + "b"
+    book(store, 1)
+    store.abort(RUN, 1)
+    book(store, 1, run=twin)
+    assert finished(store, RUN[:12]) == []
+    store.abort(twin, 1)
+    assert finished(store, RUN[:12]) == [RUN[:12]]
+
+
+def test_no_session_is_opened_while_a_finished_run_is_visited(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(store, book(store, 1), *Step)
+    serial = issue(store)
+    monkeypatch.setattr("clients.store.BUSY_S", 0.05)
+    with opened(tmp_path / "state") as other:
+
+        def visit(prefix: str) -> None:
+            with pytest.raises(RunError, match="locked"):
+                other.book(session(2), advert=serial)
+
+        store.visit_finished([RUN[:12]], visit)
+        other.book(session(2), advert=serial)
+
+
 # --- adverts and rosters ----------------------------------------------------------------------------------------------
 
 
@@ -226,7 +370,7 @@ def test_the_newest_advert_counts_and_is_used_once(store: Store) -> None:
 def test_a_serial_is_given_out_once_over_all_runs_and_processes(tmp_path: Path) -> None:
     serials = []
     for run in (RUN, OTHER, RUN):
-        with Store(tmp_path) as store:
+        with opened(tmp_path) as store:
             serials += [issue(store, run), issue(store, run)]
     assert serials == sorted(set(serials))
 
@@ -262,7 +406,7 @@ def test_a_roster_is_never_rolled_back(store: Store) -> None:
 def test_nobody_else_can_read_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with Store(tmp_path / "state") as store:
+        with opened(tmp_path / "state") as store:
             book(store, 1)
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
     finally:
@@ -281,7 +425,7 @@ def test_a_commit_waits_for_the_disk(store: Store) -> None:
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(RunError, match=r"store\.sqlite cannot be used: .*restore"):
-        Store(tmp_path)
+        opened(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == content
 
 
@@ -289,18 +433,27 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as db:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(RunError, match="version 9"):
-        Store(tmp_path)
+        opened(tmp_path)
+
+
+def test_a_folder_is_one_hospitals_for_good(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        book(store, 1)
+    with pytest.raises(RunError, match=r"is that of hospital-0; name another state_folder in site\.yaml of hospital-1"):
+        opened(tmp_path, hospital="hospital-1")
+    with opened(tmp_path) as store:
+        assert store.expect(RUN, Step.SHARE)
 
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(RunError, match="cannot be used"):
-        Store(tmp_path / "state")
+        opened(tmp_path / "state")
 
 
 def test_a_locked_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clients.store.BUSY_S", 0.05)
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         booked = book(store, 1)
         other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -312,7 +465,7 @@ def test_a_locked_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_on_record(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         booked = book(store, 1)
         size = sum(path.stat().st_size for path in tmp_path.iterdir())
         with full_disk(1000), pytest.raises(RunError, match="nothing was sent"):
@@ -322,7 +475,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_on_record(tmp_path: Path) ->
 
 
 def test_a_read_only_file_is_one_sentence(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         booked = book(store, 1)
         store._db.execute("PRAGMA query_only = ON")
         with pytest.raises(RunError, match="readonly"):
@@ -334,7 +487,7 @@ import os, sys
 from pathlib import Path
 from clients.store import Session, Step, Store
 
-store = Store(Path(sys.argv[1]))
+store = Store(Path(sys.argv[1]), hospital="hospital-0")
 booked = store.expect("a" * 64, Step.SHARE)
 store.commit(booked, Step.SHARE, b"reply")
 os.kill(os.getpid(), 9)
@@ -342,11 +495,11 @@ os.kill(os.getpid(), 9)
 
 
 def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         booked = book(store, 1)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False)
     assert killed.returncode == -9
-    with Store(tmp_path) as store:
+    with opened(tmp_path) as store:
         with pytest.raises(SessionError, match="answered before"):
             store.commit(booked, Step.SHARE, b"")
         assert store.expect(RUN, Step.MASK) == booked

@@ -44,7 +44,7 @@ def test_a_contradiction_names_both_values(overrides: str, first: str, second: s
     "overrides",
     [
         "model.max_length_tokens=256",
-        "model.source=some/model model.revision=abc",
+        "model.source=some/model model.revision=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "model.source=./folder",
         "data=jsonl data.path=x data.columns.patient_id=null privacy.unit=record",
         "privacy.unit=record",
@@ -63,6 +63,13 @@ def test_too_few_hospitals_are_refused(names: tuple[str, ...], min_cohort: int, 
     with pytest.raises(ConfigError, match=named):
         check_hospitals(names, min_cohort=min_cohort)
     check_hospitals(("a", "b", "c"), min_cohort=3)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "a" * 39, "A" * 40, "null"])
+def test_a_model_of_a_hub_is_named_by_its_commit(revision: str) -> None:
+    with pytest.raises(ConfigError, match="revision"):
+        compose(["model.source=some/model", f"model.revision={revision}"])
+    assert compose(["model.source=some/model", f"model.revision={'a' * 40}"]).model.revision == "a" * 40
 
 
 @pytest.mark.parametrize("min_cohort", [2, 3])

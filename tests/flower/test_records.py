@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedslm.errors import ConfigError, DecodeError, ProtocolError
+from fedslm.encoding import arrays_sha256
+from fedslm.errors import ConfigError, DecodeError, ModelError, ProtocolError
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import (
     ErrorCode,
+    TrainRequest,
     adapter_sha256,
+    as_float32,
     config_sha256,
+    from_array_record,
     from_vector,
     plan_config,
     protocol_code,
@@ -139,6 +146,58 @@ def test_an_attempt_that_is_none_is_refused(attempt: object) -> None:
     config = {**plan_config(toy_plan()), "server-round": 1, "attempt": attempt}
     with pytest.raises(ConfigError, match="attempt"):
         read_train_request(message(config=ConfigRecord(config), arrays=to_array_record({})))
+
+
+def archive(**arrays: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data", [archive(), archive(a=np.ones(2, np.float32)), b"", b"\x93NUMPY", b"PK\5\6" + bytes(18)], ids=len
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_not_one_array_is_refused(data: bytes, dtype: str) -> None:
+    record = ArrayRecord({"a": Array(dtype, (2,), "numpy.ndarray", data)})
+    with pytest.raises(ModelError, match="'a' cannot be decoded"):
+        from_array_record(record)
+    if dtype == "float64":
+        with pytest.raises(ModelError, match="'a' cannot be decoded"):
+            as_float32(record)
+
+
+TRAINED = {"b": np.ones(2, np.float32)}
+HALF = {"f": np.zeros(3, np.float32)}
+PLANNED = toy_plan(adapter={"initial_sha256": arrays_sha256({**TRAINED, **HALF}), "frozen_sha256": arrays_sha256(HALF)})
+MOVED = {name: array + 1 for name, array in TRAINED.items()}
+
+
+def test_the_planned_adapter_is_accepted_and_later_its_trained_half_may_be_another() -> None:
+    TrainRequest(plan=PLANNED, round=1, trained=TRAINED, frozen=HALF).require_planned_adapter()
+    TrainRequest(plan=PLANNED, round=2, trained=MOVED, frozen=HALF).require_planned_adapter()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("trained", "frozen", "refused"),
+    [
+        (TRAINED, {"f": np.ones(3, np.float32)}, "frozen half"),
+        (TRAINED, {}, "frozen half"),
+        (TRAINED, {"f": HALF["f"].reshape(3, 1)}, "frozen half"),
+        (MOVED, HALF, "initial adapter"),
+        ({}, HALF, "initial adapter"),
+    ],
+)
+def test_another_adapter_than_the_plans_is_refused(
+    number: int, trained: dict[str, Any], frozen: dict[str, Any], refused: str
+) -> None:
+    request = TrainRequest(plan=PLANNED, round=number, trained=trained, frozen=frozen)
+    if number > 1 and refused == "initial adapter":
+        return request.require_planned_adapter()
+    with pytest.raises(ModelError, match=refused):
+        request.require_planned_adapter()
+    return None
 
 
 def test_an_attempt_is_read_and_the_first_where_none_is_named() -> None:

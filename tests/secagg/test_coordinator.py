@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from fedslm.secagg import hospital
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import Ring, pack_ring
 from fedslm.secagg.messages import (
+    NO_HEAD,
+    Advert,
     ConfirmReply,
     MaskedReply,
     ShareList,
@@ -40,11 +43,13 @@ from fedslm.secagg.messages import (
 from fedslm.secagg.seeds import SEED_BYTES
 from fedslm.secagg.wire import decode, encode
 from tests.secagg.session import (
+    SCOPE,
     Session,
     advert,
     identity,
     name_of,
     roster,
+    sealing_key,
     terms_for,
     with_adverts,
 )
@@ -133,6 +138,43 @@ def test_the_next_advert_is_its_own_and_signed(session: Session) -> None:
     bad = encode(dataclasses.replace(reply, next_advert=forged))
     refused(session, AdvertError, "'hospital-002'", lambda: session.coordinator.shares(2, bad))
     session.coordinator.shares(2, encode(reply))
+
+
+def with_key_of(session: Session, point: int, key: bytes) -> bytes:
+    """A hospital's shares, its next advert with somebody's key, well signed."""
+    name = name_of(point)
+    stolen = Advert.sign(identity(name), member=name, serial=2, sealing_key=key, ledger_head=NO_HEAD, scope=SCOPE)
+    return shares_reply(session, point, next_advert=encode(stolen))
+
+
+def test_the_next_advert_has_a_key_of_its_own(session: Session) -> None:
+    coordinator = session.coordinator
+    for owner, serial in ((3, 1), (2, 1)):  # another's of this session, its own of this session
+        bad = with_key_of(session, 2, sealing_key(name_of(owner), serial).public)
+        refused(session, AdvertError, "next advert of hospital-002", partial(coordinator.shares, 2, bad))
+    coordinator.shares(3, session.share(3))
+    bad = with_key_of(session, 2, sealing_key(name_of(3), 2).public)
+    refused(session, AdvertError, "next advert of hospital-002", lambda: coordinator.shares(2, bad))
+    coordinator.shares(2, session.share(2))
+
+
+@pytest.mark.parametrize("change", [1, -1, -32, 32, 10**6])
+@pytest.mark.parametrize("place", range(3))
+def test_ciphertexts_of_another_length_are_refused_even_where_their_sender_listed_them(place: int, change: int) -> None:
+    session = Session(terms_for(4))
+    reply = decode(SharesReply, session.share(2))
+    listed, sealed = decode(ShareList, reply.shares), list(reply.ciphertexts)
+    sealed[place] = bytes(len(sealed[place]) + change)
+    again = ShareList.sign(
+        identity(name_of(2)),
+        signer=name_of(2),
+        context=session.terms.context,
+        sender=2,
+        hashes=tuple(sha256(each).digest() for each in sealed),
+        commitments=listed.commitments,
+    )
+    bad = encode(dataclasses.replace(reply, shares=encode(again), ciphertexts=tuple(sealed)))
+    refused(session, DecodeError, "hospital-002 do not have the length", lambda: session.coordinator.shares(2, bad))
 
 
 # --- step 2 --------------------------------------------------------------------------------------------------------------
@@ -279,14 +321,15 @@ def hand_in(session: Session, answers: dict[int, UnmaskReply]) -> None:
         session.coordinator.revealed(point, encode(answer))
 
 
-def falsified(answer: UnmaskReply, *, at: int | None = None) -> UnmaskReply:
-    """Every share false, or only the one of the self seed at that place."""
-    if at is None:
+def falsified(answer: UnmaskReply, *places: int) -> UnmaskReply:
+    """Every share false, or only those of the self seeds at some places."""
+    if not places:
         return dataclasses.replace(
             answer, self_shares=os.urandom(len(answer.self_shares)), pair_shares=os.urandom(len(answer.pair_shares))
         )
     shares = bytearray(answer.self_shares)
-    shares[SEED_BYTES * at] ^= 1
+    for place in places:
+        shares[SEED_BYTES * place] ^= 1
     return dataclasses.replace(answer, self_shares=bytes(shares))
 
 
@@ -307,17 +350,27 @@ def test_several_false_answers_are_found_out(liars: tuple[int, int]) -> None:
     assert set(session.coordinator.liars()) == ({name_of(liar) for liar in liars} if liars != (6, 7) else set())
 
 
-def test_a_single_false_share_does_no_harm_but_names_nobody() -> None:
-    # Its dealer may have dealt it so: whoever is named here must have lied.
-    session, answers = answers_of(Session(terms_for(8, colluders=2)), range(1, 9))
-    hand_in(session, {**answers, 2: falsified(answers[2], at=4)})
+@pytest.mark.parametrize(
+    ("colluders", "places", "is_named"),
+    [(1, (4,), False), (1, (4, 6), True), (2, (4,), False), (2, (4, 6), False), (2, (4, 5, 6), True)],
+)
+def test_only_who_certainly_lied_is_named(colluders: int, places: tuple[int, ...], is_named: bool) -> None:
+    session, answers = answers_of(Session(terms_for(8, colluders=colluders)), range(1, 9))
+    hand_in(session, {**answers, 2: falsified(answers[2], *places)})
     assert np.array_equal(session.coordinator.finish(), session.expected(range(1, 9)))
-    assert session.coordinator.liars() == ()
+    assert session.coordinator.liars() == ((name_of(2),) if is_named else ())
+
+
+def test_what_was_not_needed_is_compared_once_anything_is_wrong() -> None:
+    session, answers = answers_of(Session(terms_for(8, colluders=2)), range(1, 9))
+    hand_in(session, {**answers, 2: falsified(answers[2], 4), 8: falsified(answers[8])})
+    assert np.array_equal(session.coordinator.finish(), session.expected(range(1, 9)))
+    assert session.coordinator.liars() == (name_of(8),)
 
 
 def test_a_false_share_of_ones_own_seed_names_its_dealer() -> None:
     session, answers = answers_of(Session(terms_for(8, colluders=2)), range(1, 9))
-    hand_in(session, {**answers, 2: falsified(answers[2], at=1)})
+    hand_in(session, {**answers, 2: falsified(answers[2], 1)})
     assert np.array_equal(session.coordinator.finish(), session.expected(range(1, 9)))
     assert session.coordinator.liars() == (name_of(2),)
 

@@ -71,6 +71,16 @@ def test_a_decoded_sum_is_within_one_step_a_vector(bits: int, parties: int, used
     assert np.abs(found - used * vector.astype(np.float64)).max() < used * step_of(fixed_point) + slack
 
 
+@every_width
+def test_decoding_is_exact_and_ignores_bits_above_the_ring(bits: int) -> None:
+    fixed_point, count = one_block(5, bits=bits, parties=3), 2
+    total = np.array([0, 1, 2, fixed_point.half + 1, count * fixed_point.max_level - 1], dtype=np.uint32)
+    exact = (total.astype(np.float64) - count * fixed_point.half) * step_of(fixed_point)
+    above = np.array([0, 1, 2, 3, 4], dtype=np.uint64) << np.uint64(bits)
+    for numbers in (total, (total + above).astype(np.uint32)):
+        assert np.array_equal(fixed_point.decode(numbers, count=count), exact.astype(np.float32))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.25, 0.5, 0.999])
 def test_rounding_is_unbiased(share: float) -> None:
     fixed_point, draws = one_block(200_000, bits=16, parties=100), 200_000

@@ -273,6 +273,7 @@ def test_a_lying_coordinator_reads_nothing_but_agreed_sums() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_lying_coordinator_reads_nothing_but_agreed_sums_however_long_it_tries() -> None:
-    reached = fuzz(examples=3_000, steps=30, is_random=True)
-    assert min(reached.values()) >= 1_000, reached
+    reached = fuzz(examples=1_500, steps=30, is_random=True)
+    assert min(reached.values()) >= 400, reached

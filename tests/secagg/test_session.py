@@ -152,6 +152,7 @@ def test_the_decoded_mean_is_that_of_the_survivors(bits: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_largest_session_there_is() -> None:
     session = Session(terms_for(255, colluders=84, d=3))
     survivors = range(40, 256)

@@ -160,6 +160,23 @@ def test_what_has_no_spelling_is_not_written(codec: Codec, value: object) -> Non
 
 
 @pytest.mark.parametrize(
+    ("codec", "value"),
+    [
+        (Number(1), 255),
+        (Text(), "x" * 255),
+        (Points(), (1, 255)),
+        (Points(), tuple(range(1, 256))),
+        (Many(Number(1)), (1,) * 65535),
+        (Many(Number(1)), ()),
+    ],
+)
+def test_the_largest_and_the_smallest_values_are_written_and_read_back(codec: Codec, value: object) -> None:
+    reader = Reader(codec.write(value))
+    assert codec.read(reader) == value
+    reader.finish()
+
+
+@pytest.mark.parametrize(
     ("codec", "data"),
     [
         (Text(), b"\0"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fedslm.errors import RunError
 from server.aggregate import Aggregate, AggregateFile
@@ -49,4 +52,44 @@ def test_a_damaged_file_is_no_sum(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "aggregate.safetensors"
     AggregateFile(path).save(aggregate())
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    assert AggregateFile(path).load() is None
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    return {"a": (300,), "b": (2, 3)}
+
+
+def test_a_sum_fits_the_adapter_it_was_made_for() -> None:
+    assert aggregate().fits(shapes())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a": np.zeros(300, np.float32)},
+        {"a": np.zeros(300, np.float32), "c": np.zeros((2, 3), np.float32)},
+        {"a": np.zeros(300, np.float32), "b": np.zeros((3, 2), np.float32)},
+        {"a": np.zeros(300, np.float64), "b": np.zeros((2, 3), np.float32)},
+        {"a": np.zeros(300, np.float32), "b": np.full((2, 3), np.nan, np.float32)},
+        {"a": np.full(300, -np.inf, np.float32), "b": np.zeros((2, 3), np.float32)},
+    ],
+    ids=["missing", "another name", "another shape", "another type", "nan", "inf"],
+)
+def test_a_sum_of_another_form_does_not_fit(arrays: dict[str, Any]) -> None:
+    assert not dataclasses.replace(aggregate(), arrays=arrays).fits(shapes())
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_sum_with_an_impossible_weight_does_not_fit(weight: float) -> None:
+    assert not dataclasses.replace(aggregate(), weight=weight).fits(shapes())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    ['{"round": Infinity, "adapter_sha256": "a", "survivors": [], "weight": 1}', "[1]", "[" * 100_000],
+    ids=["endless", "no object", "deep"],
+)
+def test_facts_that_are_none_are_no_sum(tmp_path: Path, facts: str) -> None:
+    path = tmp_path / "aggregate.safetensors"
+    save_file({"a": np.zeros(3, np.float32)}, path, metadata={"aggregate": facts})
     assert AggregateFile(path).load() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,6 +115,7 @@ class TestJoin:
             (refuses(ErrorCode.PLAN_REFUSED), "PLAN_REFUSED"),
             (lambda message: join_reply(message, hospital="elsewhere", plan=read_plan(message)), "NOT_IN_PLAN"),
             (lambda message: Message(RecordDict(), reply_to=message), "NOT_IN_PLAN"),
+            (lambda message: empty_reply(message), "MALFORMED"),
         ],
     )
     def test_whoever_does_not_belong_is_refused_by_its_code(self, behaviour: Behaviour, code: str) -> None:
@@ -260,6 +262,46 @@ class TestExchange:
         assert len(grid.send_and_receive(requests(grid))) == 2
         assert recorder.of("hospital_dropped", "hospital", "code") == [("hospital-2", "ADAPTER_REFUSED")]
 
+    def test_an_archive_in_the_place_of_an_array_is_dropped(self) -> None:
+        archive = io.BytesIO()
+        np.savez(archive, **TRAINED)
+        array = Array("float32", (2, 2), "numpy.ndarray", archive.getvalue())
+        record = ArrayRecord({"a": array, "b": Array(np.zeros(3, np.float32))})
+        recorder = Recorder()
+        grid = joined(
+            hospital_app({"hospital-2": lambda m: Message(RecordDict({UPDATE: record}), reply_to=m)}), recorder
+        )
+        assert len(grid.send_and_receive(requests(grid))) == 2
+        assert recorder.of("hospital_dropped", "hospital", "code") == [("hospital-2", "ADAPTER_REFUSED")]
+
+    def test_a_reply_without_anything_in_it_is_dropped(self) -> None:
+        recorder = Recorder()
+        grid = joined(hospital_app({"hospital-0": empty_reply}), recorder)
+        assert len(grid.send_and_receive(requests(grid))) == 2
+        assert recorder.of("hospital_dropped", "hospital", "code") == [("hospital-0", "ADAPTER_REFUSED")]
+
+    def test_whatever_goes_wrong_while_a_reply_is_read_only_its_hospital_drops_out(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(record: ArrayRecord) -> Arrays:
+            found = from_array_record(record)
+            if float(next(iter(found.values())).flat[0]) == 7.0:
+                raise RuntimeError("a reader's own fault")
+            return found
+
+        recorder = Recorder()
+        grid = joined(hospital_app({"hospital-1": adds(7.0)}), recorder)
+        monkeypatch.setattr("server.clear_grid.from_array_record", failing)
+        assert adapters(grid.send_and_receive(requests(grid))) == [0.0, 0.0]
+        assert recorder.of("hospital_dropped", "hospital", "code") == [("hospital-1", "ADAPTER_REFUSED")]
+
+    def test_an_update_that_takes_the_adapter_out_of_float32_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(TRAINED, "b", np.full(3, 3e38, np.float32))
+        recorder = Recorder()
+        grid = joined(hospital_app({"hospital-1": adds(3e38)}), recorder)
+        assert len(grid.send_and_receive(requests(grid))) == 2
+        assert recorder.of("hospital_dropped", "hospital", "code") == [("hospital-1", "ADAPTER_REFUSED")]
+
     def test_fewer_answers_than_the_cohort_stop_the_run(self) -> None:
         app = hospital_app({name: refuses(ErrorCode.DATA_UNUSABLE) for name in PLAN.names[:2]})
         grid = joined(app, Recorder())
@@ -361,6 +403,13 @@ class TestExchange:
                 assert counter.started == 3
             else:
                 assert len(grid.send_and_receive(requests(grid))) == 3
+
+
+def empty_reply(message: Message) -> Message:
+    """Neither content nor an error; the link lets it through."""
+    reply = Message(RecordDict(), reply_to=message)
+    reply.__dict__["_content"] = None
+    return reply
 
 
 def is_training(message: Message) -> bool:

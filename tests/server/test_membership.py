@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from flwr.app import Message
 
 from fedslm.flower.records import join_reply, plan_config, read_plan
@@ -15,7 +17,7 @@ from tests.builders import toy_hospitals, toy_plan
 from tests.fakes import Clock, GrowingGrid, Recorder, hospital_app
 
 PLAN = toy_plan(hospitals=toy_hospitals(4), min_cohort=2)
-NODES = [{"hospital": name} for name in PLAN.names]
+NODES: list[dict[str, Any]] = [{"hospital": name} for name in PLAN.names]
 
 
 class Waiting:
@@ -27,6 +29,7 @@ class Waiting:
         is_dropped: Callable[[int, Message], bool] = lambda node, message: False,
         check: Callable[[str, Message], str] = lambda name, reply: "",
         online: list[list[int]] | None = None,
+        nodes: list[dict[str, Any]] = NODES,
     ) -> None:
         self.recorder, self.clock = Recorder(), Clock(1.0)
         self.invited: list[int] = []
@@ -35,7 +38,7 @@ class Waiting:
             self.invited.append(node)
             return is_dropped(node, message)
 
-        self.network = GrowingGrid(hospital_app(), NODES, is_dropped=listening)
+        self.network = GrowingGrid(hospital_app(), nodes, is_dropped=listening)
         self.network.online = [[1, 2, 3, 4]] if online is None else online
         self.members = Membership(
             Exchange(self.network, poll_s=0.0, clock=self.clock),
@@ -121,3 +124,45 @@ def test_a_second_node_under_a_name_is_refused_before_its_reply_is_looked_at() -
     )
     members.join(timeout_s=20)
     assert looked == ["hospital-0", "hospital-1", "hospital-2"]
+
+
+class TestANameThatWasTaken:
+    """Nodes 1 and 2 both say they are hospital-0; the other hospitals are at 3 and 4."""
+
+    def waiting(self, **options: Any) -> Waiting:
+        names = ("hospital-0", "hospital-0", "hospital-1", "hospital-2")
+        waiting = Waiting(nodes=[{"hospital": name} for name in names], **options)
+        waiting.members.join(timeout_s=20)
+        assert waiting.members.hospital_of == {1: "hospital-0", 3: "hospital-1", 4: "hospital-2"}
+        assert waiting.recorder.of("hospital_refused", "hospital", "code") == [("node 2", "NAME_TAKEN")]
+        return waiting
+
+    def test_it_is_given_to_the_other_node_when_its_holder_goes_away(self) -> None:
+        waiting = self.waiting()
+        waiting.network.online = [[2, 3, 4]]
+        assert waiting.renew() == [2]
+        assert waiting.members.hospital_of == {2: "hospital-0", 3: "hospital-1", 4: "hospital-2"}
+
+    def test_the_other_node_is_left_in_peace_while_its_holder_keeps_it(self) -> None:
+        waiting = self.waiting()
+        assert waiting.renew("hospital-0") == [1]  # an invitation may cost a node its key: two would undo each other's
+        assert waiting.renew() == []
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_it_is_given_to_the_other_node_when_its_holder_is_refused(self, closed: bool) -> None:
+        refused: set[int] = set()
+        waiting = self.waiting(
+            check=lambda name, reply: "ADVERT_REFUSED" if reply.metadata.src_node_id in refused else ""
+        )
+        waiting.network.closed = closed
+        refused.add(1)
+        assert waiting.renew("hospital-0") == [1, 2]
+        assert waiting.members.hospital_of == {2: "hospital-0", 3: "hospital-1", 4: "hospital-2"}
+
+    def test_a_holder_that_falls_silent_does_not_keep_it(self) -> None:
+        mute: set[int] = set()
+        waiting = self.waiting(is_dropped=lambda node, message: node in mute)
+        mute.add(1)
+        assert waiting.renew("hospital-0", patience_s=10) == [1]
+        assert waiting.renew("hospital-0", patience_s=10) == [1, 2]
+        assert waiting.members.hospital_of == {2: "hospital-0", 3: "hospital-1", 4: "hospital-2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedslm.config.compose import compose
+from fedslm.errors import ConfigError
 from fedslm.secagg.terms import Bounds
 from server.planning import least_cohort
 
@@ -24,6 +25,11 @@ from server.planning import least_cohort
 )
 def test_the_cohort_is_as_small_as_the_promise_allows(hospitals: int, overrides: list[str], expected: int) -> None:
     assert least_cohort(compose(overrides), hospitals) == expected
+
+
+def test_a_promise_that_needs_more_hospitals_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"secagg\.colluders=4 with secagg\.honest=2 needs 6 .* there are 5"):
+        least_cohort(compose(["secagg.colluders=4"]), 5)
 
 
 @pytest.mark.parametrize("hospitals", [3, 4, 7, 10, 64, 255])

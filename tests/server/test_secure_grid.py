@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedslm.errors import BudgetExceededError, ConfigError, TooFewHospitalsError
+from fedslm.errors import AdvertError, BudgetExceededError, ConfigError, ShareError, TooFewHospitalsError
 from fedslm.flower.records import ARRAYS, CONFIG, from_array_record, to_array_record
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
-from fedslm.secagg.messages import UnmaskReply
+from fedslm.secagg.messages import Advert, UnmaskReply
 from fedslm.secagg.wire import decode, encode
+from server import secure_grid
 from server.aggregate import AggregateFile
 from server.secure_grid import SecureGrid
 from server.sessions import SessionCounter
@@ -301,6 +302,26 @@ class TestDropouts:
         bench.check(bench.round(), *names(1, 2, 3))
         assert bench.told("hospital_dropped", "hospital", "code", "step") == [("hospital-3", "NOT_FINITE", "mask")]
 
+    @pytest.mark.parametrize("step", ["join", *STEPS])
+    def test_a_reply_without_anything_in_it_makes_a_dropout_of_its_hospital(self, step: str, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, plan_for(4))
+        pull = bench.network.pull_messages
+
+        def emptied(identities: Iterable[str]) -> list[Message]:
+            replies = pull(identities)
+            for reply in replies:
+                if reply.metadata.src_node_id == 2 and step_of(reply) == step:
+                    reply.__dict__["_content"] = None
+            return replies
+
+        bench.network.pull_messages = emptied  # type: ignore[method-assign]
+        found = bench.joined().round()
+        bench.check(found, *(names(1, 3, 4) if step in ("join", "train", "mask") else bench.plan.names))
+        refused = [("node 2", "MALFORMED")] if step == "join" else []
+        assert bench.told("hospital_refused", "hospital", "code") == refused
+        dropped = [] if step == "join" else [("hospital-1", "MALFORMED", step)]
+        assert bench.told("hospital_dropped", "hospital", "code", "step") == dropped
+
     def test_an_error_reply_without_a_sender_is_laid_at_its_own_hospitals_door(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path, plan_for(4)).joined()
         pull = bench.network.pull_messages
@@ -362,8 +383,8 @@ class TestLies:
         plan = plan_for(4)
         bench = Bench(tmp_path, plan)
         thief, victim = bench.hospitals["hospital-2"], bench.hospitals["hospital-3"]
-        thief._new_advert = lambda: setattr(thief, "advert", victim.advert)  # type: ignore[method-assign]
-        victim._new_advert()
+        thief.new_advert = lambda: setattr(thief, "advert", victim.advert)  # type: ignore[method-assign]
+        victim.new_advert()
         bench.joined()
         assert bench.told("hospital_refused", "hospital", "code") == [("node 3", "ADVERT_REFUSED")]
         bench.check(bench.round(), *names(1, 2, 4))
@@ -372,11 +393,117 @@ class TestLies:
         plan = plan_for(4)
         bench = Bench(tmp_path, plan)
         stranger = masked_hospitals(plan_for(4, nonce="1" * 32), update_of)["hospital-2"]
-        stranger._new_advert()
+        stranger.new_advert()
         late = bench.hospitals["hospital-2"]
-        late._new_advert = lambda: setattr(late, "advert", stranger.advert)  # type: ignore[method-assign]
+        late.new_advert = lambda: setattr(late, "advert", stranger.advert)  # type: ignore[method-assign]
         bench.joined()
         assert bench.told("hospital_refused", "code") == ["ADVERT_REFUSED"]
+
+
+class TestAdverts:
+    """Two with one key would end every session before it began; a recorded one would put a stranger in a hospital's place."""
+
+    def copying(self, bench: Bench, *, joining: bool, thief: str = "hospital-3", victim: str = "hospital-0") -> Bench:
+        """The thief's adverts carry the victim's newest key: those it joins with, or those in its shares, once."""
+        one, other, left = bench.hospitals[thief], bench.hospitals[victim], [1]
+        make = one.new_advert
+
+        def copied(**_: Any) -> Advert:
+            steals = left[0] > 0 and joining == (one.serial == 0)
+            left[0] -= steals
+            return make(key=other.key) if steals else make()
+
+        one.new_advert = copied  # type: ignore[method-assign]
+        return bench
+
+    def test_whoever_joins_with_anothers_key_is_refused_and_nobody_else_suffers(self, tmp_path: Path) -> None:
+        bench = self.copying(Bench(tmp_path, plan_for(4)), joining=True).joined()
+        assert bench.told("hospital_refused", "hospital", "code") == [("node 4", "ADVERT_REFUSED")]
+        bench.check(bench.round(), *names(1, 2, 3))
+        assert bench.counter.started == 1
+
+    def test_whoever_sends_anothers_next_key_drops_out_and_is_asked_for_its_own(self, tmp_path: Path) -> None:
+        bench = self.copying(Bench(tmp_path, plan_for(4)), joining=False).joined()
+        bench.check(bench.round(), *names(1, 2, 3))
+        assert bench.told("hospital_dropped", "hospital", "code", "step") == [("hospital-3", "ADVERT_REFUSED", "train")]
+        bench.check(bench.round(number=2), *bench.plan.names, number=2)
+        assert bench.counter.started == 2
+
+    def test_a_key_of_a_hospital_that_sat_the_session_out_cannot_be_copied_either(self, tmp_path: Path) -> None:
+        bench = self.copying(Bench(tmp_path, plan_for(4)), joining=False, victim="hospital-1").joined()
+        bench.grid.send_and_receive([message for message in bench.messages() if message.metadata.dst_node_id != 2])
+        assert bench.grid.survivors == names(1, 3, 4)
+        bench.check(bench.round(number=2), *bench.plan.names, number=2)
+        assert bench.counter.started == 2
+
+    def test_a_replayed_advert_does_not_put_anybody_in(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, plan_for(4), is_dropped=silent([("mask", 4)], sessions=1)).joined()
+        hospital = bench.hospitals["hospital-3"]
+        recorded = hospital.advert
+        bench.check(bench.round(), *names(1, 2, 3))
+        hospital.new_advert = lambda **_: setattr(hospital, "advert", recorded)  # type: ignore[method-assign, assignment]
+        bench.check(bench.round(number=2), *names(1, 2, 3), number=2)
+        assert bench.told("hospital_refused", "hospital", "code") == [("node 4", "ADVERT_REFUSED")]
+        assert bench.told("session_started", "hospitals")[-1] == names(1, 2, 3)
+
+    def test_an_old_advert_in_the_place_of_the_next_is_asked_for_anew(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, plan_for(4)).joined()
+        hospital = bench.hospitals["hospital-3"]
+        make = hospital.new_advert
+        hospital.serial = 0  # its next advert has the serial of its first
+        hospital.new_advert = lambda **_: make()  # type: ignore[method-assign]
+        bench.check(bench.round(), *bench.plan.names)
+        bench.check(bench.round(number=2), *bench.plan.names, number=2)
+        assert bench.told("hospital_joined", "hospital")[4:] == ["hospital-3"]
+
+    def failing(self, monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
+        whole, left = secure_grid.Coordinator, [times]
+
+        def made(*arguments: Any, **options: Any) -> secure_grid.Coordinator:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise AdvertError("The advert of 'hospital-1' is no good.")
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(secure_grid, "Coordinator", made)
+
+    def test_adverts_that_make_no_session_cost_none_and_are_asked_for_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = Bench(tmp_path, plan_for(4)).joined()
+        self.failing(monkeypatch, times=1)
+        bench.check(bench.round(), *bench.plan.names)
+        assert bench.counter.started == 1
+        assert [hospital.serial for hospital in bench.hospitals.values()] == [3] * 4
+        assert bench.told("session_started", "session", "attempt") == [(1, 0)]
+        assert bench.told("session_failed", "session") == []
+
+    def test_adverts_that_never_make_a_session_end_the_round_with_what_is_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = Bench(tmp_path, plan_for(3)).joined()
+        self.failing(monkeypatch, times=10**9)
+        with pytest.raises(
+            TooFewHospitalsError, match="hospital-0, hospital-1, hospital-2: The advert of 'hospital-1'"
+        ):
+            bench.round()
+        assert bench.counter.started == 0
+        monkeypatch.undo()
+        bench.check(bench.round(), *bench.plan.names)
+
+    def test_a_round_that_came_to_nothing_with_nobody_missing_says_why(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unsolved(_: object) -> None:
+            raise ShareError("The shares of 1 seeds dealt by hospital-1 do not fit.")
+
+        bench = Bench(tmp_path, plan_for(3, privacy={"max_sessions": 2}, training={"rounds": 1})).joined()
+        monkeypatch.setattr(secure_grid.Coordinator, "finish", unsolved)
+        with pytest.raises(
+            TooFewHospitalsError, match=r"no sum in 2 sessions, .*dealt by hospital-1 do not fit; the model"
+        ):
+            bench.round()
+        assert bench.told("session_failed", "code", "missing") == [("FALSE_SHARES", ())] * 2
 
 
 def false_shares(data: bytes) -> bytes:
@@ -458,6 +585,29 @@ class TestRepeating:
         second = Bench(tmp_path, plan, hospitals=first.hospitals).joined()
         second.check(second.round(), *plan.names)
         assert second.counter.started == 1
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda arrays: {"a": arrays["a"]},
+            lambda arrays: {**arrays, "c": arrays["a"]},
+            lambda arrays: {**arrays, "a": arrays["a"].T},
+            lambda arrays: {**arrays, "b": np.full_like(arrays["b"], np.nan)},
+        ],
+        ids=["missing", "extra", "another shape", "nan"],
+    )
+    def test_a_kept_sum_that_does_not_fit_is_ignored_and_the_round_is_run(
+        self, spoil: Callable[[Arrays], Arrays], tmp_path: Path
+    ) -> None:
+        first = Bench(tmp_path, plan_for(3)).joined()
+        first.round()
+        file = AggregateFile(tmp_path / "aggregate.safetensors")
+        kept = file.load()
+        assert kept is not None
+        file.save(dataclasses.replace(kept, arrays=spoil(kept.arrays)))
+        second = Bench(tmp_path, plan_for(3), hospitals=first.hospitals).joined()
+        second.check(second.round(), *second.plan.names)
+        assert second.counter.started == 2
 
     def test_a_sum_from_another_adapter_is_not_taken(self, tmp_path: Path) -> None:
         first = Bench(tmp_path, plan_for(3)).joined()
