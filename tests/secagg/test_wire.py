@@ -78,6 +78,17 @@ def test_the_numbers_of_the_kinds_are_fixed() -> None:
     assert [document.LAYOUT.kind for document in DOCUMENTS] == [*range(1, 13), *range(101, 105)]
 
 
+def test_the_bytes_are_fixed_where_no_transcript_fixes_them() -> None:
+    opening = Opening(session=1, round=2, attempt=3, adverts=(b"one", b""), aborts=((4, "ab", SIGNATURE),))
+    assert encode(opening) == (
+        b"FSLM\x01\x02\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\x02\0\0\0\x03one\0\0\0\0\0\x01\0\0\0\x04\x02ab" + SIGNATURE
+    )
+    assert encode(AbortRequest(session=2**32 - 1)) == b"FSLM\x01\x0b\xff\xff\xff\xff"
+    assert encode(AbortReply(session=1, member="ab", signature=SIGNATURE)) == (
+        b"FSLM\x01\x0c\0\0\0\x01\x02ab" + SIGNATURE
+    )
+
+
 @every_document
 def test_a_cut_document_is_refused_wherever_it_was_cut(document: Document) -> None:
     data = encode(document)
