@@ -23,9 +23,14 @@ def render(found: Found) -> str:
     parts = [_HEAD]
     for name, section in sections.items():
         if name in found:
-            stamp = found[name]["measured"]
-            parts += [*section(found[name]["result"]), "", f"Measured {stamp['date']} with {stamp['versions']}.", ""]
+            parts += [*section(found[name]["result"]), "", _measured(found[name]["measured"]), ""]
     return "\n".join(parts)
+
+
+def _measured(stamp: Found) -> str:
+    """When and with what; `note` says what has changed since, until the subject is measured anew."""
+    note = f" {stamp['note']}" if "note" in stamp else ""
+    return f"Measured {stamp['date']} with {stamp['versions']}.{note}"
 
 
 _HEAD = """# Results

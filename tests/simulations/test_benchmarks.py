@@ -27,3 +27,9 @@ def test_what_was_not_measured_is_not_on_the_page() -> None:
     page = render({"control": {"measured": STAMP, "result": result}})
     assert "19.0 %" in page
     assert "demo" not in page
+
+
+def test_what_has_changed_since_is_said_beside_the_figures() -> None:
+    result = {"accuracy": 0.19, "majority": 0.2, "majority_own": 0.3, "seconds": 1.0}
+    page = render({"control": {"measured": {**STAMP, "note": "Since then more noise."}, "result": result}})
+    assert "torch 2. Since then more noise." in page
