@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -58,6 +59,7 @@ class LocalGrid(Grid):
         self._running: dict[str, Future[Message]] = {}
         self._numbers = itertools.count(1)
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="hospital")
+        self._copying = threading.Lock()
         self.work_s: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -67,8 +69,11 @@ class LocalGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """Drops what has not started; a client at work ends by itself and is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Drops what has not started, and waits for the clients at work.
+
+        One that went on would write into its hospital's state while a resumed run uses it.
+        """
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get_node_ids(self) -> list[int]:
         """All nodes, in order."""
@@ -104,7 +109,8 @@ class LocalGrid(Grid):
 
     def _run_client(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
-        received = copy.deepcopy(message)
+        with self._copying:  # messages share their content, and Flower's records change when they are looked at
+            received = copy.deepcopy(message)
         started = time.monotonic()
         try:
             return self._app(received, context)

@@ -247,7 +247,8 @@ def test_a_session_that_loses_too_many_is_over_and_the_round_takes_another(
     assert result.summary["status"] == "finished"
     assert fields(result, "session_started", "session") == [1, 2, 3]
     assert fields(result, "session_started", "attempt") == [0, 1, 0]
-    assert [len(names) for names in fields(result, "round_finished", "survivors")] == [3, 3]
+    dropped = [event.fields for event in result.events if event.kind == "hospital_dropped"]
+    assert [len(names) for names in fields(result, "round_finished", "survivors")] == [3, 3], dropped
 
 
 # --- every message ----------------------------------------------------------------------------------------------------
