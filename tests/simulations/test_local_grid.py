@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedslm.flower.compat import CLIENT_APP_RAISED
+from fedslm.flower.compat import CLIENT_APP_RAISED, become_task
 from simulations.local_grid import LocalGrid
 
 
@@ -35,6 +35,7 @@ def echo_app() -> ClientApp:
 
 
 def messages(kind: str, *nodes: int) -> list[Message]:
+    become_task()  # a grid does it too, but a test may make its messages first
     content = RecordDict({"c": ConfigRecord({"x": 7})})
     return [Message(content, node, f"query.{kind}") for node in nodes]
 
