@@ -1,15 +1,18 @@
 """One round at one hospital: load the global adapter, take the plan's private steps, answer with the update.
 
-Everything that touches privacy comes from the plan and the site file through one `Mechanism`. No loss is computed for
-anyone to see, nothing is counted, and nothing of the draw is logged.
+Everything that touches privacy comes from the plan and the site file through one `Mechanism`: who is drawn, with which
+records, how they are clipped and noised, by what the sum is divided, and how often. No loss is computed for anyone to
+see, nothing is counted, and nothing of the draw is logged.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,20 +26,22 @@ from fedslm.config.schema import AdapterConfig, ModelConfig
 from fedslm.crypto.prg import SecureStream
 from fedslm.data.example import Example
 from fedslm.data.tokenise import TokenisedExample, tokenise
-from fedslm.errors import ModelError
+from fedslm.encoding import canonical_bytes
+from fedslm.errors import DataError, ModelError
 from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan, PlannedAdapter
 from fedslm.models.adapters import Adapter, peft_name
 from fedslm.models.loading import load_base
 from fedslm.privacy.gradients import IGNORED, Batch, PerUnitGradients, mean_gradient, private_gradient
 from fedslm.privacy.planned import planned_mechanism
-from fedslm.privacy.sampling import choose_records, poisson_sample
+from fedslm.privacy.sampling import PoissonSampler
 
 Update = dict[str, np.ndarray[Any, Any]]
 Shape = tuple[ModelConfig, AdapterConfig]
 Tool = tuple[Any, Adapter]
-Step = Callable[[Batch, SecureStream], dict[str, torch.Tensor]]
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +50,26 @@ class Units:
 
     Attributes:
       examples: every training record. Only the drawn ones are tokenised: memory stays that of the text.
-      records_of: for each unit, the indices of its records.
+      records_of: for each unit, the indices of its records; where a patient's records are bounded, of those within it.
     """
 
     examples: tuple[Example, ...]
     records_of: list[np.ndarray[Any, np.dtype[np.int64]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Routine:
+    """How a session trains.
+
+    Attributes:
+      steps: optimizer steps.
+      sampler: who takes part in each.
+      gradient: from the drawn records to the step's gradient by PEFT name.
+    """
+
+    steps: int
+    sampler: PoissonSampler
+    gradient: Callable[[Batch, SecureStream], dict[str, torch.Tensor]]
 
 
 class Workbench:
@@ -63,7 +83,8 @@ class Workbench:
         """Starts empty; everything is loaded when first asked for."""
         self._first: dict[Shape, Tool] = {}
         self._free: dict[Shape, list[Tool]] = {}
-        self._units: dict[Site, Units] = {}
+        self._examples: dict[Site, tuple[Example, ...]] = {}
+        self._units: dict[tuple[Site, int | None], Units] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -98,18 +119,31 @@ class Workbench:
             tokenizer, adapter = self._first[shape]
             return copy.deepcopy(tokenizer), adapter.twin()
 
-    def units(self, site: Site) -> Units:
-        """A site's training records, grouped by patient; read once.
+    def units(self, site: Site, *, max_records_per_patient: int | None = None) -> Units:
+        """A site's training records, grouped by privacy unit; read once.
+
+        Args:
+          max_records_per_patient: the plan's bound, where the record is the unit.
 
         Raises:
-          DataError: they cannot be read, or have no patient ids where the unit is the patient.
+          DataError: they cannot be read, or have no patient ids where the unit is the patient or patients are bounded.
         """
+        key = site, max_records_per_patient
         with self._lock:
-            found = self._units.get(site)
+            found = self._units.get(key)
         if found is None:
-            found = _read_units(site)
+            found = _units(self._read(site), site, max_records_per_patient)
             with self._lock:
-                self._units[site] = found
+                self._units[key] = found
+        return found
+
+    def _read(self, site: Site) -> tuple[Example, ...]:
+        with self._lock:
+            found = self._examples.get(site)
+        if found is None:
+            found = read_records(site).train
+            with self._lock:
+                self._examples[site] = found
         return found
 
 
@@ -124,20 +158,13 @@ def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
     if site.threads:
         torch.set_num_threads(site.threads)
     plan = request.plan
+    units = bench.units(site, max_records_per_patient=plan.privacy.max_records_per_patient)
     with bench.adapter(plan.model, plan.adapter) as (tokenizer, adapter):
         request.require_planned_adapter()
         _load(adapter, request)
-        _take_steps(adapter, bench.units(site), request, site, tokenizer)
+        _take_steps(adapter, units, request, site, tokenizer)
         after = adapter.arrays(trained=True)
-    update = {name: after[name] - request.trained[name] for name in after}
-    _must_have_moved(update, plan)
-    return update
-
-
-def _must_have_moved(update: Update, plan: Plan) -> None:
-    """Noise alone moves every adapter: one that stands still is not wired to the model, while epsilon is spent."""
-    if plan.privacy.mode == "local" and not any(array.any() for array in update.values()):
-        raise ModelError("The adapter did not move in a private step; it is not wired to the model it was trained on.")
+    return {name: after[name] - request.trained[name] for name in after}
 
 
 def _load(adapter: Adapter, request: TrainRequest) -> None:
@@ -147,44 +174,95 @@ def _load(adapter: Adapter, request: TrainRequest) -> None:
     adapter.load({**request.frozen, **request.trained})
 
 
-def _read_units(site: Site) -> Units:
-    examples = read_records(site).train
-    owners: dict[str, list[int]] = {}
+def _units(examples: tuple[Example, ...], site: Site, bound: int | None) -> Units:
+    """Groups the records by patient, or takes each by itself, where a patient may be bound to so many."""
+    if site.unit == "record" and bound is None:
+        return Units(examples=examples, records_of=_alone(range(len(examples))))
+    patients: dict[str | None, list[int]] = {}
     for row, example in enumerate(examples):
-        owners.setdefault(str(example.patient_id) if site.unit == "patient" else str(row), []).append(row)
-    return Units(examples=examples, records_of=[np.array(rows, dtype=np.int64) for rows in owners.values()])
+        patients.setdefault(example.patient_id, []).append(row)
+    if site.unit == "patient":
+        return Units(examples=examples, records_of=[np.array(rows, dtype=np.int64) for rows in patients.values()])
+    if None in patients:
+        raise DataError(
+            f"{len(patients[None])} training rows of {site.hospital} have no patient id, and the plan has "
+            f"max_records_per_patient={bound}; map a column to it (in a simulation data.columns.patient_id), or agree on a "
+            "plan without that bound."
+        )
+    kept = sorted(row for rows in patients.values() for row in _bounded(rows, examples, bound))
+    return Units(examples=examples, records_of=_alone(kept))
+
+
+def _alone(rows: Iterable[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    return [np.array([row], dtype=np.int64) for row in rows]
+
+
+def _bounded(rows: list[int], examples: tuple[Example, ...], bound: int | None) -> list[int]:
+    """At most `bound` of one patient's records, the same ones in every session.
+
+    They are those whose texts have the lowest hashes, as good as random, and no other patient's records matter. What is
+    protected one by one are the records kept: without one of them the patient's next would be kept in its place, which
+    the patient's epsilon covers and the record's does not.
+    """
+
+    def rank(row: int) -> str:
+        example = examples[row]
+        return hashlib.sha256(canonical_bytes([example.prompt, example.completion])).hexdigest()
+
+    return sorted(rows, key=rank)[:bound]
 
 
 def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, tokenizer: Any) -> None:
-    """Takes the plan's local steps on the adapter in place.
+    """Takes a session's steps on the adapter in place.
 
     FedProx's pull is added after the noise: it depends on public values only.
     """
     plan, parameters = request.plan, adapter.trained
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = OPTIMIZERS[plan.training.optimizer](parameters.values(), lr=plan.training.learning_rate)
-    step = _private_step(adapter, plan, site) if plan.privacy.mode == "local" else _plain_step(adapter, site)
-    for number in range(plan.training.local_steps):
+    routine = _private(adapter, plan, site) if plan.privacy.mode == "local" else _plain(adapter, plan, site)
+    for number in range(routine.steps):
         stream = open_stream(site, plan, STEP, request.round, request.attempt, number)
-        gradient = step(draw(units, plan, stream, tokenizer), stream)
+        batch = draw(units, routine.sampler, stream, tokenizer, max_length_tokens=plan.model.max_length_tokens)
+        gradient = routine.gradient(batch, stream)
         for name, parameter in parameters.items():
             pull = plan.training.proximal_mu * (parameter.detach() - start[name])
             parameter.grad = gradient[name].to(parameter.device, parameter.dtype) + pull
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if plan.privacy.mode == "local" and number == 0:
+            _must_have_moved(parameters, start)
 
 
-def draw(units: Units, plan: Plan, stream: SecureStream, tokenizer: Any) -> Batch:
-    """One Poisson draw of units with at most `max_records_per_unit` records each, padded on the right."""
-    drawn = poisson_sample(len(units.records_of), sample_rate=plan.privacy.sample_rate, stream=stream)
-    cap = plan.privacy.max_records_per_unit
-    rows = [choose_records(units.records_of[unit], max_records_per_unit=cap, stream=stream) for unit in drawn]
+def _must_have_moved(parameters: dict[str, torch.nn.Parameter], start: dict[str, torch.Tensor]) -> None:
+    """Noise alone moves every adapter: one that stands still is not wired to the model, while epsilon is spent."""
+    if all(torch.equal(parameter, start[name]) for name, parameter in parameters.items()):
+        raise ModelError("The adapter did not move in a private step; it is not wired to the model it was trained on.")
+
+
+def draw(
+    units: Units, sampler: PoissonSampler, stream: SecureStream, tokenizer: Any, *, max_length_tokens: int
+) -> Batch:
+    """One Poisson draw of units with some records of each, padded on the right."""
+    drawn = sampler.draw(len(units.records_of), stream=stream)
+    rows = [sampler.choose(units.records_of[unit], stream=stream) for unit in drawn]
     if not rows:
         return Batch.empty()
     owners = np.repeat(drawn, [len(picked) for picked in rows])
     chosen = [units.examples[row] for row in np.concatenate(rows)]
-    tokens = tokenise(chosen, tokenizer, max_length_tokens=plan.model.max_length_tokens)
+    tokens = _readable(chosen, tokenizer, max_length_tokens)
     return collate(tokens, owners, pad_id=tokenizer.pad_token_id)
+
+
+def _readable(examples: list[Example], tokenizer: Any, max_length_tokens: int) -> list[TokenisedExample]:
+    """Tokenises a draw; a record on which the tokenizer fails gives nothing, so that who was drawn does not show."""
+    try:
+        return tokenise(examples, tokenizer, max_length_tokens=max_length_tokens)
+    except Exception as error:
+        if len(examples) == 1:
+            _log.warning("A record was left out of a step: %s", type(error).__name__)
+            return [TokenisedExample(input_ids=np.zeros(1, dtype=np.int64), completion_start=1)]
+        return [token for example in examples for token in _readable([example], tokenizer, max_length_tokens)]
 
 
 def collate(examples: list[TokenisedExample], owners: np.ndarray[Any, Any], *, pad_id: int) -> Batch:
@@ -203,26 +281,29 @@ def collate(examples: list[TokenisedExample], owners: np.ndarray[Any, Any], *, p
     )
 
 
-def _private_step(adapter: Adapter, plan: Plan, site: Site) -> Step:
+def _private(adapter: Adapter, plan: Plan, site: Site) -> Routine:
     engine = PerUnitGradients(adapter.model, physical_batch_size=site.physical_batch_size)
     mechanism = planned_mechanism(plan, site.hospital)
 
-    def step(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
+    def gradient(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
         return _by_peft_name(private_gradient(engine, batch, mechanism=mechanism, stream=stream).values)
 
-    return step
+    return Routine(steps=mechanism.steps, sampler=mechanism.sampler, gradient=gradient)
 
 
-def _plain_step(adapter: Adapter, site: Site) -> Step:
+def _plain(adapter: Adapter, plan: Plan, site: Site) -> Routine:
     """Without privacy a loss or gradient that is not finite stops the hospital's round: nothing has to be hidden."""
 
-    def step(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
+    def gradient(batch: Batch, stream: SecureStream) -> dict[str, torch.Tensor]:
         mean = mean_gradient(adapter.model, batch, physical_batch_size=site.physical_batch_size)
         if not np.isfinite(mean.loss) or not all(torch.isfinite(value).all() for value in mean.values.values()):
             raise FloatingPointError("The loss or its gradient is not finite; lower the learning rate.")
         return _by_peft_name(mean.values)
 
-    return step
+    sampler = PoissonSampler(
+        sample_rate=plan.privacy.sample_rate, max_records_per_unit=plan.privacy.max_records_per_unit
+    )
+    return Routine(steps=plan.training.local_steps, sampler=sampler, gradient=gradient)
 
 
 def _by_peft_name(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -41,6 +41,14 @@ class BudgetExceededError(PrivacyError):
     exit_code = 3
 
 
+class LedgerError(FedSLMError):
+    """A privacy ledger is damaged, altered, another's, or of another version; nothing is trained on its word."""
+
+
+class RollbackError(LedgerError):
+    """A privacy ledger is behind what its hospital signed: an older copy was restored, or it was lost."""
+
+
 class TooFewHospitalsError(FedSLMError):
     """Fewer hospitals than the plan requires take part, or answered."""
 

@@ -118,7 +118,7 @@ def _plan(
         proximal_mu=proximal_mu(config.strategy),
     )
     return Plan(
-        version=2,
+        version=3,
         nonce=hashlib.sha256(b"nonce" + secret).hexdigest()[:32],
         model=config.model,
         adapter=adapter,
@@ -154,6 +154,7 @@ def _privacy(config: FederationConfig, population: Population, parameters: int) 
         noise_multiplier=sigma,
         sample_rate=asked.sample_rate,
         max_records_per_unit=asked.max_records_per_unit,
+        max_records_per_patient=asked.max_records_per_patient,
         max_sessions=sessions,
     )
 

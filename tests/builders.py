@@ -33,7 +33,7 @@ def masked_plan(**changes: Any) -> Plan:
 def toy_plan(**changes: Any) -> Plan:
     """A plan for three hospitals, in the clear; `changes` replace fields, a dict fields of a part: `privacy={...}`."""
     plan = Plan(
-        version=2,
+        version=3,
         nonce="0" * 32,
         model=ModelConfig(name="toy", source="/models/toy", max_length_tokens=32),
         adapter=PlannedAdapter(
@@ -54,6 +54,7 @@ def toy_plan(**changes: Any) -> Plan:
             noise_multiplier=1.5,
             sample_rate=0.25,
             max_records_per_unit=1,
+            max_records_per_patient=None,
             max_sessions=3,
         ),
         training=PlannedTraining(rounds=3, local_steps=1, learning_rate=1.0, optimizer="sgd", proximal_mu=0.0),

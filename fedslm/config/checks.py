@@ -6,7 +6,14 @@ import math
 import re
 from collections.abc import Callable
 
-from fedslm.config.schema import MIN_MASKED_HOSPITALS, NAME_PATTERN, DataConfig, FederationConfig, check_masking
+from fedslm.config.schema import (
+    MIN_MASKED_HOSPITALS,
+    NAME_PATTERN,
+    DataConfig,
+    FederationConfig,
+    PrivacyConfig,
+    check_masking,
+)
 from fedslm.errors import ConfigError, PrivacyError
 
 
@@ -81,17 +88,24 @@ def _file_has_path_and_columns(config: FederationConfig) -> None:
         return
     if data.path is None:
         raise ConfigError(f"data={data.kind} but data.path is not set; add data.path=FILE.")
-    _columns_fit(data, unit=config.privacy.unit)
+    _columns_fit(data, config.privacy)
 
 
-def _columns_fit(data: DataConfig, *, unit: str) -> None:
+def _columns_fit(data: DataConfig, privacy: PrivacyConfig) -> None:
     if data.columns is None or data.columns.hospital is None:
         raise ConfigError(
             f"data={data.kind} but data.columns.hospital is not set; name the column that says which hospital holds a row."
         )
-    if unit == "patient" and data.columns.patient_id is None:
+    if data.columns.patient_id is not None:
+        return
+    if privacy.unit == "patient":
         raise ConfigError(
             "privacy.unit=patient but data.columns.patient_id is not set; name the column, or set privacy.unit=record."
+        )
+    if privacy.max_records_per_patient is not None:
+        raise ConfigError(
+            f"privacy.max_records_per_patient={privacy.max_records_per_patient} but data.columns.patient_id is not set; "
+            "name the column, or set the bound to null."
         )
 
 
@@ -105,6 +119,14 @@ def _record_unit_has_one_record(config: FederationConfig) -> None:
         raise ConfigError(
             f"privacy.unit=record but privacy.max_records_per_unit={config.privacy.max_records_per_unit}; "
             "a record is one record: set it to 1."
+        )
+
+
+def _patients_are_bounded_only_where_records_count(config: FederationConfig) -> None:
+    if config.privacy.unit == "patient" and config.privacy.max_records_per_patient is not None:
+        raise ConfigError(
+            f"privacy.unit=patient but privacy.max_records_per_patient={config.privacy.max_records_per_patient}; a patient "
+            "is protected with all records: set it to null, or cap a step with privacy.max_records_per_unit."
         )
 
 
@@ -133,6 +155,7 @@ _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _embedded_takes_no_path,
     _file_has_path_and_columns,
     _record_unit_has_one_record,
+    _patients_are_bounded_only_where_records_count,
     _epsilon_with_privacy,
     _masked_sums_hide,
 )

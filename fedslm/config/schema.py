@@ -133,6 +133,8 @@ class PrivacyConfig:
       clip_norm: L2 bound C on one unit's gradient over all trained parameters.
       sample_rate: probability with which each patient is drawn in a step.
       max_records_per_unit: at most so many records of one patient enter a step.
+      max_records_per_patient: where the record is the unit, hospitals train on so many of one patient's at most, and
+        the patient's epsilon is stated too; None keeps all, and then a patient has no epsilon.
       extra_sessions: sessions paid for beyond the rounds. A session is one attempt at a round; a round that lost too
         many hospitals, or was interrupted, takes another.
     """
@@ -144,6 +146,7 @@ class PrivacyConfig:
     clip_norm: Positive
     sample_rate: Fraction
     max_records_per_unit: Count
+    max_records_per_patient: Count | None = None
     extra_sessions: Annotated[int, Field(ge=0)] = 0
 
 

@@ -82,7 +82,7 @@ class Given:
         """Sorts arguments; an option's value follows it, or stands after "=".
 
         Args:
-          words: what each word means; exactly so many are wanted.
+          words: what each word means; exactly so many are wanted, or more where the last one ends in "...".
           options: those with a value.
           flags: those without one.
 
@@ -101,7 +101,8 @@ class Given:
             else:
                 found.append(argument)
         plain = tuple(argument for argument in found if argument not in flags)
-        if len(plain) != len(words):
+        takes_more = bool(words) and words[-1].endswith("...")
+        if len(plain) < len(words) or (len(plain) > len(words) and not takes_more):
             raise ConfigError(
                 f"Expected {' and '.join(words) or 'options only'}, found {' '.join(plain) or 'nothing'}."
             )
@@ -132,15 +133,24 @@ class Given:
 
 def identity(arguments: list[str]) -> int:
     """`fedslm identity`: 0 when done; every other end is an exception with its own exit code."""
-    return _dispatch("identity", {"new": _new, "show": _show_identity}, IDENTITY_HELP, arguments)
+    return dispatch("identity", {"new": _new, "show": _show_identity}, IDENTITY_HELP, arguments)
 
 
 def roster(arguments: list[str]) -> int:
     """`fedslm roster`: 0 when done; every other end is an exception with its own exit code."""
-    return _dispatch("roster", {"sign": _sign, "show": _show_roster, "revoke": _revoke}, ROSTER_HELP, arguments)
+    return dispatch("roster", {"sign": _sign, "show": _show_roster, "revoke": _revoke}, ROSTER_HELP, arguments)
 
 
-def _dispatch(verb: str, actions: Mapping[str, Action], text: str, arguments: Sequence[str]) -> int:
+def dispatch(verb: str, actions: Mapping[str, Action], text: str, arguments: Sequence[str]) -> int:
+    """Runs one action of a verb.
+
+    Args:
+      text: what `--help` prints.
+    Returns:
+      0 when done.
+    Raises:
+      ConfigError: no such action; or whatever the action raises.
+    """
     if {"-h", "--help"} & set(arguments):
         print(text, end="")
         return 0

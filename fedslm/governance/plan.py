@@ -28,7 +28,7 @@ from fedslm.config.schema import (
 from fedslm.encoding import canonical_bytes, parse_canonical, sha256_hex
 from fedslm.errors import ConfigError
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -72,6 +72,8 @@ class PlannedPrivacy:
     Attributes:
       epsilon: bound after `max_sessions` sessions; None without privacy.
       noise_multiplier: sigma, the noise's standard deviation over `clip_norm`; 0 without privacy.
+      max_records_per_patient: where the record is the unit, a hospital trains on so many of one patient's at most, so that
+        the patient's epsilon can be stated too. None sets no bound, and where the patient is the unit none is needed.
     """
 
     mode: Literal["local", "none"]
@@ -82,9 +84,15 @@ class PlannedPrivacy:
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     max_records_per_unit: Count
+    max_records_per_patient: Count | None
     max_sessions: Count
 
     def __post_init__(self) -> None:
+        if self.unit == "patient" and self.max_records_per_patient is not None:
+            raise ConfigError(
+                f"The plan protects the patient and has max_records_per_patient={self.max_records_per_patient}, which bounds "
+                "what a patient's records cost where each is protected by itself; plan it again without."
+            )
         if self.mode == "local" and (self.noise_multiplier == 0 or self.epsilon is None):
             raise ConfigError(
                 "A plan with privacy=local needs a noise_multiplier above 0 and an epsilon; plan it again."
@@ -133,7 +141,7 @@ class Plan:
       deadline_s: how long a round waits for trained updates.
     """
 
-    version: Literal[2]
+    version: Literal[3]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     model: ModelConfig
     adapter: PlannedAdapter

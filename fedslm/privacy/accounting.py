@@ -1,7 +1,8 @@
 """What a mechanism costs: epsilon after so many sessions, and the noise that a wanted epsilon needs.
 
-Privacy loss distributions decide (Google's dp_accounting, add/remove neighbours, pessimistic estimate); Renyi DP, an
-independent bound, checks them. Everything is read from the `Mechanism`; nothing here sees data, tensors or a config.
+Privacy loss distributions decide (Google's dp_accounting, add/remove neighbours, pessimistic estimate). Renyi DP, an
+independent bound, checks every figure; privacy random variables (Opacus) give a third opinion where one is asked for.
+Everything is read from the `Mechanism`; nothing here sees data, tensors or a config.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import math
 from typing import TYPE_CHECKING
 
 from fedslm.errors import PrivacyError
-from fedslm.privacy.mechanism import (
-    DEFAULT_MAX_PARAMETERS,
-    Mechanism,
-    check_count,
-    check_sample_rate,
-    check_sessions,
+from fedslm.privacy.losses import (
+    RENYI_ORDERS,
+    check_delta,
+    cross_checked,
+    delta_left,
+    discretisation,
+    divergence_epsilon,
+    patient_step_loss,
+    step_divergence,
+    step_loss,
 )
+from fedslm.privacy.mechanism import DEFAULT_MAX_PARAMETERS, MAX_NOISE_MULTIPLIER, Mechanism, check_sessions
+from fedslm.privacy.prv import run_prv
+from fedslm.privacy.sampling import check_count, check_sample_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-CROSS_CHECK_MARGIN = 0.02
-"""By how much the loss distribution may exceed the Renyi bound before the result is refused."""
-
-MAX_NOISE_MULTIPLIER = 1000.0
 MIN_NOISE_MULTIPLIER = 0.2
-"""Calibration looks between these: above, nothing is learned; below, epsilon is beyond any meaning."""
+"""Calibration looks no lower: epsilon is beyond any meaning there."""
 
-_RENYI_ORDERS = (1.5, 1.75, *(n / 2 for n in range(4, 24)), *range(12, 64), 72, 96, 128, 192, 256, 384, 512, 1024)
+MAX_SESSIONS = 1 << 20
+"""`affordable_sessions` looks no further."""
 
 
 class EpsilonCurve:
@@ -52,18 +57,23 @@ class EpsilonCurve:
     def __init__(self, mechanism: Mechanism, *, delta: float) -> None:
         self._mechanism = mechanism
         self._delta = check_delta(delta)
-        self._step = _step_loss(mechanism.sample_rate, mechanism.accounted_noise_multiplier)
+        self._step = _step(mechanism)
         self._known: dict[int, float] = {0: 0.0}
 
     def epsilon(self, sessions: int) -> float:
         """Gives epsilon after that many sessions; 0.0 after none.
 
+        Guarantees: at most the Renyi bound plus 0.02, so a fault in the discretisation cannot pass unseen.
+
         Raises:
-          PrivacyError: a negative number of sessions, or so many that the samplers' own error reaches delta / 100.
+          PrivacyError: a negative number of sessions, so many that the samplers' own error reaches delta / 100, or two
+            accountants that contradict each other.
         """
         if check_sessions(sessions) not in self._known:
-            delta = _delta_left(self._delta, self._mechanism.sampler_delta(sessions))
-            self._known[sessions] = _compose(self._step, self._mechanism.steps * sessions, delta)
+            mechanism, steps = self._mechanism, self._mechanism.steps * sessions
+            found = _compose(self._step, steps, delta_left(self._delta, mechanism.sampler_delta(sessions)))
+            divergence = step_divergence(mechanism.sample_rate, mechanism.accounted_noise_multiplier) * steps
+            self._known[sessions] = cross_checked(found, divergence_epsilon(divergence, self._delta))
         return self._known[sessions]
 
 
@@ -85,14 +95,105 @@ def epsilon_spent(mechanism: Mechanism, *, sessions: int, delta: float) -> float
 
     Source: Doroshenko et al. 2022, arXiv 2207.04380; Mironov et al. 2019, arXiv 1908.10530.
     """
-    epsilon = EpsilonCurve(mechanism, delta=delta).epsilon(sessions)
-    bound = _renyi_epsilon(mechanism, sessions=sessions, delta=delta)
-    if not epsilon <= bound + CROSS_CHECK_MARGIN:
+    return EpsilonCurve(mechanism, delta=delta).epsilon(sessions)
+
+
+def renyi_epsilon(mechanism: Mechanism, *, sessions: int, delta: float) -> float:
+    """Bounds the epsilon of that many sessions by Renyi DP: looser than `epsilon_spent`, and found another way.
+
+    Raises:
+      PrivacyError: values out of range.
+
+    Source: Mironov et al. 2019, arXiv 1908.10530.
+    """
+    from dp_accounting import rdp
+
+    check_delta(delta)
+    if check_sessions(sessions) == 0:
+        return 0.0
+    accountant = rdp.RdpAccountant(RENYI_ORDERS)
+    accountant.compose(mechanism.event(sessions))
+    return float(accountant.get_epsilon(delta))
+
+
+def prv_epsilon(mechanism: Mechanism, *, sessions: int, delta: float, timeout_s: float = 60.0) -> float | None:
+    """Bounds the epsilon of that many sessions by a third accountant, which takes seconds and may give up.
+
+    Args:
+      timeout_s: wall-clock seconds, after which its process is killed; starting it takes about five of them.
+
+    Returns:
+      Epsilon, at most about 0.01 above the exact one; None where the accountant gave up, which says nothing about the
+      mechanism.
+
+    Raises:
+      PrivacyError: values out of range.
+
+    Source: Gopi, Lee and Wutschitz 2021, arXiv 2106.02848.
+    """
+    check_delta(delta)
+    if check_sessions(sessions) == 0:
+        return 0.0
+    return run_prv(
+        sample_rate=mechanism.sample_rate,
+        noise_multiplier=mechanism.accounted_noise_multiplier,
+        steps=mechanism.steps * sessions,
+        delta=delta,
+        timeout_s=timeout_s,
+    )
+
+
+def patient_epsilon(mechanism: Mechanism, *, sessions: int, delta: float, records: int) -> float:
+    """Computes what the sessions cost a patient, all records together, where the mechanism protects single records.
+
+    Args:
+      mechanism: with the record as unit.
+      records: k, the most records of one patient that a hospital trains on; enforced where they are read.
+      delta: in (0, 1), for the patient as it is.
+
+    Returns:
+      Epsilon at delta with respect to adding or removing a patient with at most k records.
+
+    Guarantees: never an underestimate; k = 1 gives `epsilon_spent`.
+
+    Raises:
+      PrivacyError: values out of range, or a mechanism that protects the patient anyway.
+
+    Source: Charles et al. 2024, arXiv 2407.07737, section 4.
+    """
+    if mechanism.unit != "record":
         raise PrivacyError(
-            f"Two accountants disagree: the loss distribution gives epsilon {epsilon:.4f}, above the Renyi bound "
-            f"{bound:.4f} + {CROSS_CHECK_MARGIN}; use another noise_multiplier or sample_rate, and report this."
+            f"The mechanism protects the {mechanism.unit} with all records, whatever their number ({records} were given); "
+            "its own epsilon is the patient's."
         )
-    return epsilon
+    check_count("records", records)
+    left = delta_left(check_delta(delta), mechanism.sampler_delta(sessions))
+    if sessions == 0:
+        return 0.0
+    kind = mechanism.sample_rate, mechanism.accounted_noise_multiplier
+    # A patient's loss grows with k, so a wider grid does (it costs below 1e-3); on the finest one k = 16 takes half a minute.
+    loss = patient_step_loss(*kind, records=records, interval=discretisation(*kind) * math.sqrt(records))
+    return _compose(loss, mechanism.steps * sessions, left)
+
+
+def affordable_sessions(mechanism: Mechanism, *, epsilon: float, delta: float) -> int:
+    """Counts the sessions that stay within epsilon at delta.
+
+    Returns:
+      The largest such number, at most 2^20; 0 where not even one does.
+
+    Raises:
+      PrivacyError: an epsilon that is not above 0, or a delta outside (0, 1).
+    """
+    _check_epsilon(epsilon)
+    curve = EpsilonCurve(mechanism, delta=delta)
+    low, high = 0, 1
+    while high <= MAX_SESSIONS and curve.epsilon(high) <= epsilon:
+        low, high = high, 2 * high
+    while high - low > 1 and low < MAX_SESSIONS:
+        middle = (low + high) // 2
+        low, high = (middle, high) if curve.epsilon(middle) <= epsilon else (low, middle)
+    return low
 
 
 def calibrate_noise_multiplier(
@@ -120,16 +221,15 @@ def calibrate_noise_multiplier(
     Guarantees: a mechanism with the returned value and these settings costs at most `epsilon`.
 
     Raises:
-      PrivacyError: values out of range, or no noise multiplier up to 1000 suffices.
+      PrivacyError: values out of range, no noise multiplier up to 1000 suffices, or two accountants contradict each other.
     """
-    if not (math.isfinite(epsilon) and epsilon > 0.0):
-        raise PrivacyError(f"epsilon is {epsilon}; it has to be finite and above 0, so set one such as 4.0.")
+    _check_epsilon(epsilon)
     check_count("steps", steps)
     check_sample_rate(sample_rate)
     check_delta(delta)
 
-    def cost(ticks: int) -> float:
-        candidate = Mechanism(
+    def mechanism(ticks: int) -> Mechanism:
+        return Mechanism(
             unit="patient",
             sample_rate=sample_rate,
             clip_norm=1.0,
@@ -138,77 +238,41 @@ def calibrate_noise_multiplier(
             declared_population=declared_population,
             max_parameters=max_parameters,
         )
-        return EpsilonCurve(candidate, delta=delta).epsilon(1)
 
-    return _smallest_tick(cost, epsilon, steps) / 10_000
+    def cost(ticks: int) -> float:
+        candidate = mechanism(ticks)
+        return _compose(_step(candidate), steps, delta_left(delta, candidate.sampler_delta(1)))
+
+    found = _smallest_tick(cost, epsilon, steps)
+    epsilon_spent(mechanism(found), sessions=1, delta=delta)  # what is planned with passes both accountants
+    return found / 10_000
 
 
-def check_delta(delta: float) -> float:
-    """Returns delta, or refuses one outside (0, 1).
-
-    Raises:
-      PrivacyError: as said.
-    """
-    if not 0.0 < delta < 1.0:
-        raise PrivacyError(f"delta is {delta}; it has to lie in (0, 1), at most 1/(100 * population), such as 1e-6.")
-    return delta
+def _check_epsilon(epsilon: float) -> None:
+    if not (math.isfinite(epsilon) and epsilon > 0.0):
+        raise PrivacyError(f"epsilon is {epsilon}; it has to be finite and above 0, so set one such as 4.0.")
 
 
 def _smallest_tick(cost: Callable[[int], float], epsilon: float, steps: int) -> int:
     """The smallest noise multiplier within epsilon, in ten-thousandths, by doubling and then halving the interval."""
-    low, high = round(MIN_NOISE_MULTIPLIER * 10_000) - 1, 10_000
+    low, high, highest = round(MIN_NOISE_MULTIPLIER * 10_000) - 1, 10_000, round(MAX_NOISE_MULTIPLIER * 10_000)
     while cost(high) > epsilon:
-        low, high = high, 2 * high
-        if high > MAX_NOISE_MULTIPLIER * 10_000:
+        if high == highest:
             raise PrivacyError(
                 f"No noise multiplier up to {MAX_NOISE_MULTIPLIER:g} keeps {steps} steps within epsilon {epsilon}; "
                 "allow a larger epsilon, fewer rounds or steps, or a smaller sample_rate."
             )
+        low, high = high, min(2 * high, highest)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
     return high
 
 
-def _step_loss(sample_rate: float, noise_multiplier: float) -> PrivacyLossDistribution:
-    """The privacy loss distribution of one Poisson-sampled Gaussian step."""
-    from dp_accounting.pld import privacy_loss_distribution  # lazy: a second of import time
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sample_rate,
-        value_discretization_interval=_discretisation(sample_rate, noise_multiplier),
-        pessimistic_estimate=True,
-    )
-
-
-def _discretisation(sample_rate: float, noise_multiplier: float) -> float:
-    """Chooses the grid of the loss: 1e-3, or the power of ten at most half a step's typical loss where that is smaller.
-
-    A step whose loss is far below the interval is rounded up to it, soundly but wastefully: q = 5e-4, sigma = 2 and
-    20 000 steps gave 0.245 at 1e-3 (above the Renyi bound of 0.191) and 0.143 at 1e-4.
-    """
-    typical = sample_rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
-    return min(1e-3, max(1e-7, 10.0 ** math.floor(math.log10(typical / 2.0))))
+def _step(mechanism: Mechanism) -> PrivacyLossDistribution:
+    kind = mechanism.sample_rate, mechanism.accounted_noise_multiplier
+    return step_loss(*kind, interval=discretisation(*kind))
 
 
 def _compose(step: PrivacyLossDistribution, times: int, delta: float) -> float:
     return float(step.self_compose(times).get_epsilon_for_delta(delta))
-
-
-def _delta_left(delta: float, sampler: float) -> float:
-    """What remains of delta for the mechanism after the samplers' own error."""
-    if sampler >= delta / 100:
-        raise PrivacyError(
-            f"Random number generation alone may cost {sampler:.1e} of delta {delta:.1e}, more than a hundredth; "
-            "plan fewer steps, a smaller max_parameters, or a larger delta."
-        )
-    return delta - sampler
-
-
-def _renyi_epsilon(mechanism: Mechanism, *, sessions: int, delta: float) -> float:
-    from dp_accounting import rdp
-
-    accountant = rdp.RdpAccountant(_RENYI_ORDERS)
-    accountant.compose(mechanism.event(sessions))
-    return float(accountant.get_epsilon(delta))

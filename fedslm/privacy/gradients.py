@@ -12,18 +12,17 @@ returns averages over the batch, which lets one record's length change another r
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor, nn
 
 from fedslm.errors import PrivacyError
-from fedslm.privacy.noise import CLIP_MARGIN, rounded_gaussian
+from fedslm.privacy.hooks import ExampleHooks
+from fedslm.privacy.noise import CLIP_MARGIN
+from fedslm.privacy.refusals import check_trainable, trainable_parameters
 
 if TYPE_CHECKING:
     from fedslm.crypto.prg import SecureStream
@@ -46,7 +45,8 @@ class Batch:
       unit_ids: int64 (B,), equal for the examples of one unit; any numbers.
 
     Raises:
-      PrivacyError: shapes that do not agree, or padding on the left, where positions would depend on other records.
+      PrivacyError: shapes that do not agree, padding on the left, where positions would depend on other records, or
+        packing: several examples in one row, which would share one gradient and read each other.
     """
 
     input_ids: Tensor
@@ -60,8 +60,20 @@ class Batch:
             raise PrivacyError("A batch needs input_ids, attention_mask and labels of one shape (B, T); pad alike.")
         if self.unit_ids.shape != shape[:1]:
             raise PrivacyError("A batch needs one unit id for each of its examples; pass unit_ids of shape (B,).")
+        if self._is_packed():
+            raise PrivacyError(
+                "A batch is packed, with several examples in one row, so patients cannot be told apart; switch packing off "
+                "and give each example a row."
+            )
         if bool((self.attention_mask[:, 1:] > self.attention_mask[:, :-1]).any()):
             raise PrivacyError("A batch is padded on the left; pad it on the right, so that positions start at 0.")
+
+    def _is_packed(self) -> bool:
+        """Packers number a row's examples in its mask, or leave each its own completion."""
+        answered = self.labels != IGNORED
+        starts = answered[:, 1:] & ~answered[:, :-1]
+        completions = starts.sum(dim=1) + answered[:, :1].sum(dim=1)
+        return bool((self.attention_mask > 1).any() or (completions > 1).any())
 
     def __len__(self) -> int:
         return len(self.unit_ids)
@@ -150,7 +162,7 @@ class PerUnitGradients:
         check_trainable(model)
         self._model = model
         self._size = physical_batch_size
-        self._trainable = dict(_trainable(model))
+        self._trainable = dict(trainable_parameters(model))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,14 +193,14 @@ class PerUnitGradients:
           PrivacyError: the set of trainable parameters changed, or one got no per-example gradient.
         """
         # By identity: comparing tensors with == would compare their entries.
-        if [id(parameter) for _, parameter in _trainable(self._model)] != [*map(id, self._trainable.values())]:
+        if [id(value) for _, value in trainable_parameters(self._model)] != [*map(id, self._trainable.values())]:
             raise PrivacyError("The trainable parameters changed after they were checked; build the engine anew.")
         total = torch.zeros(self.parameter_count, dtype=torch.float64)
         dropped = 0
         if len(batch):
-            with _Hooks.on(self._model, self._trainable) as hooks:
+            with ExampleHooks.on(self._model, self._trainable) as hooks:
                 for physical in _physical_batches(batch, self._size):
-                    dropped += _add_batch(hooks, physical, total, clip_norm * (1.0 - CLIP_MARGIN))
+                    dropped += _add_batch(self._model, hooks, physical, total, clip_norm * (1.0 - CLIP_MARGIN))
         return ClippedSum(values=total, dropped_units=dropped)
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
@@ -222,17 +234,11 @@ def private_gradient(
 
     Source: Abadi et al. 2016, arXiv 1607.00133, Alg. 1.
     """
-    if engine.parameter_count > mechanism.max_parameters:
-        raise PrivacyError(
-            f"The adapter trains {engine.parameter_count} parameters, but the plan's sensitivity allows for "
-            f"{mechanism.max_parameters}; raise max_parameters or lower the rank."
-        )
     if mechanism.unit == "record":
         batch = replace(batch, unit_ids=torch.arange(len(batch)))
     clipped = engine.clipped_sum(batch, clip_norm=mechanism.clip_norm)
-    noised = rounded_gaussian(clipped.values.numpy(), stddev=mechanism.noise_stddev, grid=mechanism.grid, stream=stream)
-    values = torch.from_numpy(noised / mechanism.expected_batch_size)
-    return PrivateGradient(values=engine.named(values), dropped_units=clipped.dropped_units)
+    released = mechanism.release(clipped.values.numpy(), stream=stream)
+    return PrivateGradient(values=engine.named(torch.from_numpy(released)), dropped_units=clipped.dropped_units)
 
 
 def mean_gradient(model: nn.Module, batch: Batch, *, physical_batch_size: int = 64) -> MeanGradient:
@@ -246,7 +252,7 @@ def mean_gradient(model: nn.Module, batch: Batch, *, physical_batch_size: int = 
     Returns:
       Gradient and loss; no clipping, no noise, no guarantee.
     """
-    names, parameters = zip(*_trainable(model), strict=True)
+    names, parameters = zip(*trainable_parameters(model), strict=True)
     totals = [torch.zeros(parameter.shape) for parameter in parameters]
     loss = 0.0
     for physical in _physical_batches(batch, physical_batch_size):
@@ -279,146 +285,14 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     return losses @ weights
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Refuses, by name, a model in which anything trains outside the clipped per-example path.
-
-    Args:
-      model: the model with its adapter.
-
-    Raises:
-      PrivacyError: modules_to_save, LoRA on embeddings, DoRA, batch norm, non-reentrant gradient checkpointing, a
-        trainable parameter that is not the LoRA weight of a linear layer, or none that trains at all.
-    """
-    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-    for name, module in model.named_modules():
-        _check_module(name, module)
-    trainable = _trainable(model)
-    if not trainable:
-        raise PrivacyError("The model has no trainable parameter; attach a LoRA adapter before training.")
-    for name, parameter in trainable:
-        _check_parameter(name, owners[id(parameter)])
-
-
-def _check_module(name: str, module: nn.Module) -> None:
-    """Refuses layers that mix the examples of a batch or that Opacus cannot see through."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        raise PrivacyError(
-            f"The layer {name} is a batch norm, which mixes the examples of a batch; use a model without one, "
-            "or choose privacy=none."
-        )
-    recompute = getattr(module, "_gradient_checkpointing_func", None)
-    reentrant = getattr(recompute, "keywords", {}).get("use_reentrant", False)
-    if recompute is not None and getattr(module, "gradient_checkpointing", False) and not reentrant:
-        raise PrivacyError(
-            f"The layer {name} uses non-reentrant gradient checkpointing, which hides its activations from the "
-            "per-example hooks; switch checkpointing off or set use_reentrant=True."
-        )
-
-
-def _check_parameter(name: str, owner: nn.Module) -> None:
-    """Refuses a trainable parameter that is not the LoRA weight of a linear layer."""
-    refused = {
-        "modules_to_save": "modules_to_save, which trains whole layers; leave modules_to_save empty",
-        "lora_embedding_": "LoRA on embeddings; take the embedding out of target_modules",
-        "lora_magnitude_vector": "DoRA; set use_dora=false",
-    }
-    for part, reason in refused.items():
-        if part in name:
-            raise PrivacyError(f"The parameter {name} belongs to {reason}, or choose privacy=none.")
-    if not (".lora_A." in name or ".lora_B." in name) or type(owner) is not nn.Linear:
-        raise PrivacyError(
-            f"The parameter {name} trains but is not the LoRA weight of a linear layer, so its gradient cannot be "
-            "clipped per patient; freeze it, or choose privacy=none."
-        )
-
-
-class _Hooks:
-    """Opacus hooks on one model for the length of one step, with a guard on what they record."""
-
-    def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
-        self.model = model
-        self._trainable = trainable
-        self._shape = torch.Size()
-        self._layers = [
-            (name, module)
-            for name, module in model.named_modules()
-            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        ]
-
-    @classmethod
-    @contextmanager
-    def on(cls, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Iterator[_Hooks]:
-        """Attaches the hooks, and removes every trace of them whatever happens."""
-        hooks = cls(model, trainable)
-        modes = [module.training for _, module in hooks._layers]
-        opacus = GradSampleHooks(model, loss_reduction="sum")
-        guards = [module.register_forward_hook(hooks._guard(name)) for name, module in hooks._layers]
-        try:
-            for _, module in hooks._layers:
-                module.training = True  # Opacus passes over layers in eval mode; a linear layer ignores the flag
-            with warnings.catch_warnings():
-                # True and harmless: a first layer's input needs no gradient, and Opacus reads only the output's.
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                yield hooks
-        finally:
-            hooks.reset()
-            opacus.cleanup()
-            for guard in guards:
-                guard.remove()
-            for (_, module), mode in zip(hooks._layers, modes, strict=True):
-                module.training = mode
-
-    def unit_gradients(self, batch: Batch) -> list[Tensor]:
-        """Gives the gradients of the batch's units: one (units, P) tensor per parameter, fp32 or as computed."""
-        self._shape = batch.input_ids.shape
-        units, slots = torch.unique(batch.unit_ids, return_inverse=True)
-        summed_loss(self.model, batch.to(next(iter(self._trainable.values())).device)).backward()  # type: ignore[no-untyped-call]
-        return [_by_unit(self._take(name), slots, len(units)) for name in self._trainable]
-
-    def reset(self) -> None:
-        """Forgets what a finished or failed pass has left on layers and parameters."""
-        for _, module in self._layers:
-            for attribute in ("activations", "max_batch_len"):
-                if hasattr(module, attribute):
-                    delattr(module, attribute)
-        for parameter in self._trainable.values():
-            state: Any = parameter
-            state.grad, state.grad_sample, state._forward_counter = None, None, 0
-            if hasattr(parameter, "_current_grad_sample"):
-                del parameter._current_grad_sample
-
-    def _take(self, name: str) -> Tensor:
-        """Takes a parameter's per-example gradients as (B, P), and frees them on the parameter."""
-        parameter: Any = self._trainable[name]
-        gradients, parameter.grad_sample, parameter.grad = parameter.grad_sample, None, None
-        if not isinstance(gradients, Tensor) or len(gradients) != self._shape[0]:
-            raise PrivacyError(
-                f"The parameter {name} got no per-example gradient, so it cannot be clipped; freeze it, "
-                "or choose privacy=none."
-            )
-        return gradients.flatten(start_dim=1)
-
-    def _guard(self, name: str) -> Any:
-        """Makes a forward hook that refuses a layer whose input is not laid out as (examples, tokens, features)."""
-
-        def check(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            if inputs[0].shape[:-1] != self._shape:
-                raise PrivacyError(
-                    f"The layer {name} gets several examples' tokens in one row (as in OPT or mixtures of experts), "
-                    "so patients cannot be told apart; take it out of target_modules, or use another model."
-                )
-
-        return check
-
-
-def _add_batch(hooks: _Hooks, batch: Batch, total: Tensor, bound: float) -> int:
+def _add_batch(model: nn.Module, hooks: ExampleHooks, batch: Batch, total: Tensor, bound: float) -> int:
     """Adds a physical batch to the total; returns how many units contributed nothing.
 
     Whether a pass fails may depend on the data, so a failure must not show: the units are tried one by one, and the
     ones that fail count as dropped. Only faults of the model, which are the same for all data, are raised.
     """
     try:
-        gradients = hooks.unit_gradients(batch)
+        part, dropped = _clip(_unit_gradients(model, hooks, batch), bound)
     except PrivacyError:
         raise
     except Exception as error:
@@ -428,24 +302,32 @@ def _add_batch(hooks: _Hooks, batch: Batch, total: Tensor, bound: float) -> int:
             _log.warning("A unit was left out of a step: %s", type(error).__name__)
             return 1
         alone = (batch.select((batch.unit_ids == unit).nonzero()[:, 0]) for unit in units)
-        return sum(_add_batch(hooks, one, total, bound) for one in alone)
-    return _add_clipped(gradients, total, bound)
+        return sum(_add_batch(model, hooks, one, total, bound) for one in alone)
+    total += part  # whole or not at all: nothing of a pass that failed half-way is left in it
+    return dropped
 
 
-def _add_clipped(gradients: list[Tensor], total: Tensor, bound: float) -> int:
-    """Scales each unit's row to norm `bound` at most, over all tensors together, and adds the rows to the total."""
+def _unit_gradients(model: nn.Module, hooks: ExampleHooks, batch: Batch) -> list[Tensor]:
+    """Gives the gradients of the batch's units: one (units, P) tensor per parameter, fp32 or as computed."""
+    hooks.expect(batch.input_ids)
+    units, slots = torch.unique(batch.unit_ids, return_inverse=True)
+    summed_loss(model, batch.to(trainable_parameters(model)[0][1].device)).backward()  # type: ignore[no-untyped-call]
+    return [_by_unit(gradient, slots, len(units)) for gradient in hooks.take()]
+
+
+def _clip(gradients: list[Tensor], bound: float) -> tuple[Tensor, int]:
+    """Scales each unit's row to norm `bound` at most, over all tensors together, and adds the rows up.
+
+    Returns:
+      The sum, float64 on the CPU, and how many units were left out because they are not finite.
+    """
     squares = torch.stack([torch.linalg.vector_norm(_exact(g), dim=1).square() for g in gradients])
     norms = squares.sum(dim=0).sqrt()
     finite = torch.isfinite(norms)
-    weights = torch.where(finite, bound / norms, 0.0).clamp(max=1.0)
-    whole = bool(finite.all())
-    start = 0
-    for gradient in gradients:
-        stop = start + gradient.shape[1]
-        rows = gradient if whole else gradient[finite]  # 0 * NaN is NaN, so bad rows are left out, not weighted
-        total[start:stop] += (weights[finite] @ _exact(rows)).cpu()
-        start = stop
-    return int((~finite).sum())
+    weights = torch.where(finite, bound / norms, 0.0).clamp(max=1.0)[finite]
+    if not bool(finite.all()):  # 0 * NaN is NaN, so bad rows are left out, not weighted
+        gradients = [gradient[finite] for gradient in gradients]
+    return torch.cat([(weights @ _exact(gradient)).cpu() for gradient in gradients]), int((~finite).sum())
 
 
 def _exact(gradient: Tensor) -> Tensor:
@@ -520,7 +402,3 @@ def _logits_at(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor) ->
 def _tensor(value: Any) -> Tensor:
     """Tells the type checker what an untyped library returned."""
     return value  # type: ignore[no-any-return]
-
-
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

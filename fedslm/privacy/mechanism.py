@@ -1,8 +1,9 @@
 """`Mechanism`: everything about one plan's privacy that must never disagree, in one object.
 
 The sampler, the clipper, the noise and the accountant all read the same frozen object: what is done and what is booked
-cannot drift apart. Every field is a constant of the plan or of the site file; none may be computed from the data. This
-module knows no tensors, and the accountant's library is loaded only when an event is asked for.
+cannot drift apart, and a hospital has no other way to train privately. Every field is a constant of the plan or of the
+site file; none may be computed from the data. This module knows no tensors, and the accountant's library is loaded only
+when an event is asked for.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from fedslm.errors import PrivacyError
-from fedslm.privacy.noise import GRID_BITS, relative_sensitivity, sampler_delta
+from fedslm.privacy.noise import noised_sum, relative_sensitivity, sampler_delta
+from fedslm.privacy.sampling import PoissonSampler, check_count
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
+
+    from fedslm.crypto.prg import SecureStream
 
 PRIVACY_UNITS = ("patient", "record")
 """Who is protected: a patient with all their records, or a single record."""
 
 DEFAULT_MAX_PARAMETERS = 10_000_000
 """Trainable parameters that the sensitivity allows for, unless a plan says otherwise; costs 3e-6 of the noise."""
+
+MAX_NOISE_MULTIPLIER = 1000.0
+"""Beyond this nothing is learned, and the noise would no longer be drawn fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,8 @@ class Mechanism:
       steps: DP steps in one session; empty draws count.
       declared_population: public number of units, from which the normaliser follows; not the number found in the data.
       max_records_per_unit: records of one unit used in a step; 1 where the unit is the record.
+      max_records_per_patient: where the unit is the record, at most so many of one patient's are trained on at all; None
+        where there is no bound, or where the unit is the patient. `patient_epsilon` rests on it, `event` does not.
       max_parameters: public bound on the number of trainable parameters.
 
     Guarantees: adding or removing one unit changes the sum that is noised by at most `clip_norm` times
@@ -54,21 +66,42 @@ class Mechanism:
     steps: int
     declared_population: int
     max_records_per_unit: int = 1
+    max_records_per_patient: int | None = None
     max_parameters: int = DEFAULT_MAX_PARAMETERS
 
     def __post_init__(self) -> None:
         if self.unit not in PRIVACY_UNITS:
             raise PrivacyError(f"The privacy unit is {self.unit!r}; choose one of {', '.join(PRIVACY_UNITS)}.")
-        check_sample_rate(self.sample_rate)
         _check_positive("clip_norm", self.clip_norm, "set a bound such as 1.0")
         _check_positive("noise_multiplier", self.noise_multiplier, "raise it, or choose privacy=none to train without")
-        for name in ("steps", "declared_population", "max_records_per_unit", "max_parameters"):
+        if self.noise_multiplier > MAX_NOISE_MULTIPLIER:
+            raise PrivacyError(
+                f"noise_multiplier is {self.noise_multiplier}; it may be at most {MAX_NOISE_MULTIPLIER:g}, beyond which "
+                "nothing is learned, so allow a larger epsilon."
+            )
+        for name in ("steps", "declared_population", "max_parameters"):
             check_count(name, getattr(self, name))
+        self._check_records()
+        PoissonSampler(sample_rate=self.sample_rate, max_records_per_unit=self.max_records_per_unit)  # checks both
+
+    def _check_records(self) -> None:
         if self.unit == "record" and self.max_records_per_unit != 1:
             raise PrivacyError(
                 f"max_records_per_unit is {self.max_records_per_unit}, but has to be 1 where the unit is the record; "
                 "set it to 1 or use unit=patient."
             )
+        if self.max_records_per_patient is not None:
+            check_count("max_records_per_patient", self.max_records_per_patient)
+            if self.unit == "patient":
+                raise PrivacyError(
+                    f"max_records_per_patient is {self.max_records_per_patient}, but is only for the record as unit; a "
+                    "patient as unit is protected with all records, so set it to null."
+                )
+
+    @property
+    def sampler(self) -> PoissonSampler:
+        """Who takes part in a step, and with which records."""
+        return PoissonSampler(sample_rate=self.sample_rate, max_records_per_unit=self.max_records_per_unit)
 
     @property
     def expected_batch_size(self) -> float:
@@ -81,16 +114,35 @@ class Mechanism:
         return self.noise_multiplier * self.clip_norm
 
     @property
-    def grid(self) -> float:
-        """Spacing of the grid on which sum and noise are added, in the units of the gradient."""
-        return self.clip_norm * 2.0**-GRID_BITS
-
-    @property
     def accounted_noise_multiplier(self) -> float:
         """The noise multiplier at the true sensitivity, a few millionths below `noise_multiplier`."""
         return self.noise_multiplier / relative_sensitivity(
             parameters=self.max_parameters, units=self.declared_population
         )
+
+    def release(self, clipped_sum: npt.NDArray[np.float64], *, stream: SecureStream) -> npt.NDArray[np.float64]:
+        """Makes one step's sum of clipped units public: noise on the grid, over the public expected batch size.
+
+        Args:
+          clipped_sum: sum over one draw's units, each of L2 norm at most `clip_norm`; float64 (parameters,). Zeros for
+            an empty draw.
+          stream: source of the noise, which nothing else has read from at this place.
+
+        Returns:
+          float64 (parameters,), differentially private.
+
+        Guarantees: one Gaussian mechanism of `event`.
+
+        Raises:
+          PrivacyError: more parameters than `max_parameters`.
+        """
+        if len(clipped_sum) > self.max_parameters:
+            raise PrivacyError(
+                f"The adapter trains {len(clipped_sum)} parameters, but the plan's sensitivity allows for "
+                f"{self.max_parameters}; raise max_parameters or lower the rank."
+            )
+        noise = {"clip_norm": self.clip_norm, "noise_multiplier": self.noise_multiplier}
+        return noised_sum(clipped_sum, **noise, stream=stream) / self.expected_batch_size
 
     def sampler_delta(self, sessions: int) -> float:
         """Bounds what the random number generation adds to delta over that many sessions."""
@@ -117,28 +169,6 @@ class Mechanism:
         gaussian = dp_accounting.GaussianDpEvent(self.accounted_noise_multiplier)
         sampled = dp_accounting.PoissonSampledDpEvent(self.sample_rate, gaussian)
         return dp_accounting.SelfComposedDpEvent(sampled, steps)
-
-
-def check_sample_rate(sample_rate: float) -> None:
-    """Refuses a sample rate outside (0, 1].
-
-    Raises:
-      PrivacyError: as said.
-    """
-    if not 0.0 < sample_rate <= 1.0:
-        raise PrivacyError(
-            f"sample_rate is {sample_rate}; it has to lie in (0, 1], so divide the wanted batch by the population."
-        )
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuses a count that is not a whole number of at least 1.
-
-    Raises:
-      PrivacyError: as said.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PrivacyError(f"{name} is {value!r}; it has to be a whole number of at least 1, so correct the plan.")
 
 
 def check_sessions(sessions: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from clients import train
 from clients.records import read_records
 from clients.site import Site
 from clients.streams import STEP, open_stream
@@ -20,6 +22,8 @@ from fedslm.data.example import Example
 from fedslm.errors import DataError, ModelError
 from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan
+from fedslm.privacy.gradients import Batch
+from fedslm.privacy.planned import planned_mechanism
 from tests.clients.conftest import Ward
 
 
@@ -194,15 +198,24 @@ class Letters:
         return {"input_ids": [[ord(letter) for letter in one] for one in text]}
 
 
+PRIVATE = {"mode": "local", "epsilon": 5.0, "noise_multiplier": 1.0}
+
+
+def drawn(units: Units, plan: Plan, stream: SecureStream, tokenizer: Letters | None = None) -> Batch:
+    """One draw as a hospital makes it: by the plan's mechanism."""
+    sampler = planned_mechanism(plan, "hospital-0").sampler
+    return draw(units, sampler, stream, tokenizer or Letters(), max_length_tokens=plan.model.max_length_tokens)
+
+
 def toy_units(patients: int, records: int) -> Units:
     examples = (Example(prompt="ab", completion="c"),) * (patients * records)
     return Units(examples=examples, records_of=list(np.arange(patients * records).reshape(patients, records)))
 
 
 def test_patients_are_drawn_independently_at_the_plans_rate(ward: Ward) -> None:
-    plan = changed(ward.plan, "privacy", sample_rate=0.25, max_records_per_unit=1)
+    plan = changed(ward.plan, "privacy", **PRIVATE, sample_rate=0.25, max_records_per_unit=1)
     stream, units = SecureStream(bytes(32)), toy_units(400, 1)
-    sizes = np.array([len(draw(units, plan, stream, Letters())) for _ in range(400)])
+    sizes = np.array([len(drawn(units, plan, stream)) for _ in range(400)])
     # Binomial(400, 1/4): mean 100, variance 75. A batch of fixed size would have variance 0; 5 standard errors each.
     assert abs(sizes.mean() - 100) < 5 * np.sqrt(75 / 400)
     assert 75 * (1 - 5 * np.sqrt(2 / 400)) < sizes.var() < 75 * (1 + 5 * np.sqrt(2 / 400))
@@ -210,14 +223,43 @@ def test_patients_are_drawn_independently_at_the_plans_rate(ward: Ward) -> None:
 
 def test_a_patient_gives_at_most_the_plans_number_of_records(ward: Ward) -> None:
     for cap in (1, 2, 5):
-        plan = changed(ward.plan, "privacy", sample_rate=1.0, max_records_per_unit=cap)
-        owners = draw(toy_units(30, 3), plan, SecureStream(bytes(32)), Letters()).unit_ids
+        plan = changed(ward.plan, "privacy", **PRIVATE, sample_rate=1.0, max_records_per_unit=cap)
+        owners = drawn(toy_units(30, 3), plan, SecureStream(bytes(32))).unit_ids
         assert torch.bincount(owners).tolist() == [min(cap, 3)] * 30
 
 
 def test_an_empty_draw_is_a_batch(ward: Ward) -> None:
-    plan = changed(ward.plan, "privacy", sample_rate=1e-9)
-    assert len(draw(toy_units(3, 1), plan, SecureStream(bytes(32)), Letters())) == 0
+    plan = changed(ward.plan, "privacy", **PRIVATE, sample_rate=1e-9)
+    assert len(drawn(toy_units(3, 1), plan, SecureStream(bytes(32)))) == 0
+
+
+class Choosy(Letters):
+    """A tokenizer that cannot read one of the texts."""
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        if any("bad" in one for one in text):
+            raise TypeError("TextEncodeInput must be ...")
+        return super().__call__(text, add_special_tokens=add_special_tokens)
+
+
+def test_a_record_that_cannot_be_read_gives_nothing_and_does_not_show(ward: Ward) -> None:
+    plan = changed(ward.plan, "privacy", **PRIVATE, sample_rate=1.0)
+    examples = tuple(Example(prompt=prompt, completion="c") for prompt in ("ab", "bad", "abcd"))
+    units = Units(examples=examples, records_of=[np.array([row]) for row in range(3)])
+    batch = drawn(units, plan, SecureStream(bytes(32)), Choosy())
+    answered = (batch.labels != -100).any(dim=1)
+    assert dict(zip(batch.unit_ids.tolist(), answered.tolist(), strict=True)) == {0: True, 1: False, 2: True}
+
+
+def test_an_adapter_that_stands_still_ends_the_first_step(
+    ward: Ward, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = changed(changed(ward.plan, "privacy", **PRIVATE), "training", local_steps=3)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda _self: taken.append(1))
+    with pytest.raises(ModelError, match="did not move"):
+        train_round(ward.shifted(plan=plan), ward.sites[0], bench)
+    assert len(taken) == 1
 
 
 def test_the_patient_as_unit_needs_ids_at_the_hospital_too(ward: Ward, tmp_path: Path) -> None:
@@ -228,3 +270,75 @@ def test_the_patient_as_unit_needs_ids_at_the_hospital_too(ward: Ward, tmp_path:
     with pytest.raises(DataError, match="1 training rows of hospital-0 have no patient id"):
         train_round(ward.request(), site, Workbench())
     assert train_round(ward.request(), dataclasses.replace(site, unit="record"), Workbench())
+
+
+# --- records as units, a patient's records bounded -----------------------------------------------------------------------
+
+
+def recorded(ward: Ward, folder: Path, rows: list[tuple[str | None, str]]) -> Site:
+    """A site with the record as unit and the given (patient, prompt) rows, none of them held out."""
+    lines = [
+        {"prompt": prompt, "completion": "lungs", "options": ["lungs", "skin"], "patient_id": patient}
+        for patient, prompt in rows
+    ]
+    path = folder / f"{len(list(folder.iterdir()))}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = dataclasses.replace(ward.sites[0].sources[0], path=str(path), hospital=None, held_out_fraction=0.0)
+    return dataclasses.replace(ward.sites[0], sources=(source,), unit="record")
+
+
+def kept(site: Site, bound: int | None) -> set[str]:
+    units = Workbench().units(site, max_records_per_patient=bound)
+    assert all(len(rows) == 1 for rows in units.records_of)
+    return {units.examples[int(rows[0])].prompt for rows in units.records_of}
+
+
+ROWS: list[tuple[str | None, str]] = [(f"p{n % 4}", f"note {n} of them") for n in range(22)]
+
+
+@pytest.mark.parametrize("bound", [1, 2, 5, 6])
+def test_at_most_so_many_records_of_a_patient_are_trained_on(ward: Ward, tmp_path: Path, bound: int) -> None:
+    chosen = kept(recorded(ward, tmp_path, ROWS), bound)
+    sizes = [sum(prompt in chosen for patient, prompt in ROWS if patient == f"p{n}") for n in range(4)]
+    assert sizes == [min(bound, size) for size in (6, 6, 5, 5)]
+
+
+def test_without_a_bound_every_record_is_trained_on(ward: Ward, tmp_path: Path) -> None:
+    assert kept(recorded(ward, tmp_path, ROWS), None) == {prompt for _, prompt in ROWS}
+
+
+def test_a_patients_choice_depends_on_that_patients_records_only(ward: Ward, tmp_path: Path) -> None:
+    mine = {prompt for patient, prompt in ROWS if patient == "p1"}
+    whole = kept(recorded(ward, tmp_path, ROWS), 2) & mine
+    for others in ([], [("p2", "another"), ("p0", "and another")], [row for row in ROWS if row[0] != "p1"][::-1]):
+        own = [row for row in ROWS if row[0] == "p1"]
+        for rows in (own + others, others + own, own[::-1] + others):
+            assert kept(recorded(ward, tmp_path, rows), 2) & mine == whole
+
+
+def test_the_choice_is_not_the_first_ones(ward: Ward, tmp_path: Path) -> None:
+    rows: list[tuple[str | None, str]] = [(f"p{n % 50}", f"note {n} of them") for n in range(500)]
+    chosen = kept(recorded(ward, tmp_path, rows), 1)
+    places = np.bincount([number // 50 for number, (_, prompt) in enumerate(rows) if prompt in chosen], minlength=10)
+    assert places.max() < 15  # of 50 patients with 10 notes each
+
+
+def test_a_bound_on_patients_needs_their_ids(ward: Ward, tmp_path: Path) -> None:
+    site = recorded(ward, tmp_path, [*ROWS, (None, "whose is this")])
+    assert len(kept(site, None)) == 23
+    with pytest.raises(DataError, match=r"1 training rows of hospital-0 have no patient id.*max_records_per_patient=2"):
+        Workbench().units(site, max_records_per_patient=2)
+    plan = changed(ward.plan, "privacy", unit="record", max_records_per_unit=1, max_records_per_patient=2)
+    with pytest.raises(DataError, match="no patient id"):
+        train_round(ward.request(plan=plan), site, Workbench())
+
+
+def test_a_round_trains_on_the_bounded_records(ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = train.draw
+    monkeypatch.setattr(
+        train, "draw", lambda *args, **kwargs: seen.append(len(args[0].records_of)) or whole(*args, **kwargs)
+    )
+    plan = changed(ward.plan, "privacy", unit="record", max_records_per_unit=1, max_records_per_patient=3)
+    train_round(ward.request(plan=plan), recorded(ward, tmp_path, ROWS), Workbench())
+    assert seen == [12]

@@ -40,8 +40,8 @@ def test_a_plan_reads_back_and_hashes_alike() -> None:
 
 def test_the_encoding_is_pinned() -> None:
     # A change here makes every approved plan and every run folder unreadable: it needs another PLAN_VERSION.
-    assert PLAN.sha256 == "385af93ccabb76fe0f090a1f1261e4d36dcea56f38f3179d817e8d7d2ca94380"
-    assert masked_plan().sha256 == "a7f82d18305dcdee0371f3423680c49bd40491f225b22cdd4ac7934f4c215852"
+    assert PLAN.sha256 == "8de78ae02d80b13e0f99ea6dc4f1a085f1df37783bb0a10b6a30f3fd9ae4233b"
+    assert masked_plan().sha256 == "1afbd2f0c45b3e65b9bdb5c3fad8acedba57c5f6dd0ab3a1b65eb8976b18cb26"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_the_encoding_is_pinned() -> None:
         {"adapter": {"frozen_sha256": "c" * 64}},
         {"privacy": {"noise_multiplier": 1.5000000000000002}},
         {"privacy": {"unit": "record"}},
+        {"privacy": {"unit": "record", "max_records_per_patient": 4}},
         {"training": {"local_steps": 2}},
         {"strategy": FedAvgConfig(name="fedavg")},
         {"hospitals": PLAN.hospitals[::-1]},
@@ -80,6 +81,7 @@ def test_one_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
         ("model.revision", ..., "edited"),
         ("version", ..., "version None"),
         ("version", 1, "version 1"),
+        ("version", 2, "version 2; this release reads version 3"),
         ("version", "2", "version"),
         ("version", True, "version|edited"),
         ("masked", False, "masked"),
@@ -95,6 +97,10 @@ def test_one_changed_field_changes_the_hash(changes: dict[str, Any]) -> None:
         ("privacy.noise_multiplier", 0.0, "noise_multiplier"),
         ("privacy.noise_multiplier", -1.0, "noise_multiplier"),
         ("privacy.sample_rate", 1.5, "sample_rate"),
+        ("privacy.max_records_per_patient", ..., "max_records_per_patient"),
+        ("privacy.max_records_per_patient", 0, "max_records_per_patient"),
+        ("privacy.max_records_per_patient", True, "max_records_per_patient"),
+        ("privacy.max_records_per_patient", 4, "protects the patient and has max_records_per_patient=4"),
         ("training.rounds", 0, "rounds"),
         ("training.rounds", "3", "rounds"),
         ("training.rounds", 3.0, "rounds|canonical"),
@@ -141,6 +147,12 @@ def test_privacy_without_noise_or_bound_cannot_be_planned() -> None:
     with pytest.raises(ConfigError, match="an epsilon"):
         toy_plan(privacy={"epsilon": None})
     assert toy_plan(privacy={"mode": "none", "noise_multiplier": 0.0, "epsilon": None}).privacy.mode == "none"
+
+
+def test_a_patients_records_are_bounded_only_where_the_record_is_the_unit() -> None:
+    assert toy_plan(privacy={"unit": "record", "max_records_per_patient": 4}).privacy.max_records_per_patient == 4
+    with pytest.raises(ConfigError, match="protects the patient and has max_records_per_patient=4"):
+        toy_plan(privacy={"max_records_per_patient": 4})
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,93 +9,24 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from fedslm.crypto.prg import SecureStream
 from fedslm.errors import PrivacyError
 from fedslm.privacy.gradients import Batch, PerUnitGradients, mean_gradient, private_gradient
-from tests.privacy.test_mechanism import build as build_mechanism
-
-VOCAB = 40
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "llama": partial(LlamaConfig, vocab_size=VOCAB, max_position_embeddings=32, **SIZES),
-    "qwen2": partial(Qwen2Config, vocab_size=VOCAB, max_position_embeddings=32, **SIZES),
-    "mistral": partial(MistralConfig, vocab_size=VOCAB, max_position_embeddings=32, **SIZES),
-    "gpt2": partial(GPT2Config, vocab_size=VOCAB, n_positions=32, n_embd=16, n_layer=2, n_head=2),
-}
-CONFIGS["gpt2"].keywords.update(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # type: ignore[attr-defined]
-
-
-def build_model(family: str = "llama", *, ffa: bool = False, **lora: Any) -> nn.Module:
-    torch.manual_seed(3)
-    base = AutoModelForCausalLM.from_config(CONFIGS[family]())
-    settings: dict[str, Any] = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False}
-    model: nn.Module = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **(settings | lora)))
-    if ffa:
-        for name, parameter in model.named_parameters():
-            if "lora_A" in name:
-                parameter.requires_grad = False
-    return model
-
-
-def build_batch(lengths: list[int], completions: list[int], units: list[int], *, seed: int = 0) -> Batch:
-    """Examples of given lengths whose last tokens are the completion, with rubbish in the padding."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(lengths), max(lengths) + 3)
-    tokens = torch.randint(1, VOCAB, shape, generator=generator)
-    places = torch.arange(shape[1])
-    ends = torch.tensor(lengths)[:, None]
-    answered = (places < ends) & (places >= ends - torch.tensor(completions)[:, None])
-    return Batch(
-        input_ids=tokens,
-        attention_mask=(places < ends).long(),
-        labels=tokens.masked_fill(~answered, -100),
-        unit_ids=torch.tensor(units),
-    )
-
-
-BATCH_UNITS = [7, 3, 7, 5, 3, 9, 7, 1]
-
-
-def ragged() -> Batch:
-    return build_batch([12, 5, 9, 20, 7, 4, 15, 6], [3, 1, 6, 9, 2, 3, 1, 4], BATCH_UNITS)
-
-
-def flat_gradient(model: nn.Module, loss: Tensor) -> Tensor:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, trainable)]).double()
-
-
-def example_gradient(model: nn.Module, batch: Batch, index: int) -> Tensor:
-    """One example, unpadded, alone: the loss is transformers' own mean over its completion tokens."""
-    length = int(batch.attention_mask[index].sum())
-    tokens, labels = batch.input_ids[index : index + 1, :length], batch.labels[index : index + 1, :length]
-    return flat_gradient(model, model(input_ids=tokens, labels=labels).loss)
-
-
-def looped_sum(model: nn.Module, batch: Batch, clip_norm: float) -> Tensor:
-    total = torch.zeros(sum(p.numel() for p in model.parameters() if p.requires_grad), dtype=torch.float64)
-    for unit in set(batch.unit_ids.tolist()):
-        members = (batch.unit_ids == unit).nonzero()[:, 0].tolist()
-        gradient = sum((example_gradient(model, batch, index) for index in members), torch.zeros_like(total))
-        total += gradient * min(1.0, clip_norm / float(gradient.norm()))
-    return total
-
-
-def median_norm(model: nn.Module, batch: Batch) -> float:
-    norms = [float(example_gradient(model, batch, index).norm()) for index in range(len(batch))]
-    return float(torch.tensor(norms).median())
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+from tests.privacy.toys import (
+    BATCH_UNITS,
+    CONFIGS,
+    VOCAB,
+    build_batch,
+    build_mechanism,
+    build_model,
+    example_gradient,
+    looped_sum,
+    median_norm,
+    ragged,
+    relative_error,
+)
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
@@ -313,52 +242,6 @@ def row(batch: Batch, index: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(
-    ("lora", "word"),
-    [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on embeddings"),
-        ({"use_dora": True}, "DoRA"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_tokens"),
-    ],
-)
-def test_whatever_trains_outside_the_clipped_path_is_refused(lora: dict[str, Any], word: str) -> None:
-    with pytest.raises(PrivacyError, match=word):
-        PerUnitGradients(build_model(**lora))
-
-
-def test_a_trainable_base_weight_is_refused_by_name() -> None:
-    model = build_model()
-    name, parameter = next((n, p) for n, p in model.named_parameters() if "norm" in n)
-    parameter.requires_grad = True
-    with pytest.raises(PrivacyError, match=name):
-        PerUnitGradients(model)
-
-
-def test_a_model_that_trains_nothing_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="no trainable parameter"):
-        PerUnitGradients(build_model().requires_grad_(False))
-
-
-def test_batch_norm_is_refused() -> None:
-    model = build_model()
-    model.add_module("norm_of_batch", nn.BatchNorm1d(4, affine=False))
-    with pytest.raises(PrivacyError, match="norm_of_batch is a batch norm"):
-        PerUnitGradients(model)
-
-
-def test_checkpointing_that_hides_activations_is_refused_and_the_other_kind_is_right() -> None:
-    model = build_model().train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    with pytest.raises(PrivacyError, match="use_reentrant=True"):
-        PerUnitGradients(model)
-    expected = looped_sum(build_model(), ragged(), 0.5)
-    model.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
-    model.enable_input_require_grads()  # type: ignore[operator]
-    found = PerUnitGradients(model).clipped_sum(ragged(), clip_norm=0.5).values
-    assert relative_error(found, expected) < 2e-5
-
-
 def test_an_adapter_that_is_switched_off_is_refused_by_name() -> None:
     model = build_model()
     engine = PerUnitGradients(model)
@@ -411,6 +294,12 @@ def test_malformed_batches_are_refused() -> None:
         Batch(**parts, unit_ids=torch.arange(3))
     with pytest.raises(PrivacyError, match="one shape"):
         Batch(**(parts | {"labels": good.labels[:, 1:]}), unit_ids=good.unit_ids)
+    with pytest.raises(PrivacyError, match="is packed"):  # two examples, numbered in the mask
+        Batch(**(parts | {"attention_mask": good.attention_mask * 2}), unit_ids=good.unit_ids)
+    twice = torch.full_like(good.labels, -100)
+    twice[:, 1], twice[:, 3] = 5, 6
+    with pytest.raises(PrivacyError, match="is packed"):  # two completions with a prompt between them
+        Batch(**(parts | {"labels": twice}), unit_ids=good.unit_ids)
     with pytest.raises(PrivacyError, match="padded on the left"):
         Batch(**(parts | {"attention_mask": good.attention_mask.flip(1)}), unit_ids=good.unit_ids)
     with pytest.raises(PrivacyError, match="physical_batch_size is 0"):

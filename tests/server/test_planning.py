@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedslm.config.compose import compose
 from fedslm.errors import ConfigError
+from fedslm.privacy.planned import planned_mechanism
 from fedslm.secagg.terms import Bounds
-from server.planning import least_cohort
+from server.planning import draft_plan, least_cohort
+from tests.toys import toy_overrides
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,14 @@ def test_a_session_of_the_smallest_cohort_keeps_the_promise(hospitals: int) -> N
     colluders = (hospitals - 1) // 3
     least = least_cohort(compose(), hospitals)
     assert Bounds(n=least, colluders=colluders, honest=2).quorum <= least
+
+
+def test_a_bound_on_a_patients_records_is_planned(toys: Path) -> None:
+    sizes = {"north": 40, "south": 30, "west": 50}
+    bounded = ["privacy.unit=record", "privacy.max_records_per_unit=1", "privacy.max_records_per_patient=4"]
+    planned = draft_plan(compose([*toy_overrides(toys), *bounded]), sizes, seed=1).plan
+    assert planned.privacy.max_records_per_patient == 4
+    assert planned_mechanism(planned, "north").max_records_per_patient == 4
+    unbounded = draft_plan(compose(toy_overrides(toys)), sizes, seed=1).plan
+    assert unbounded.privacy.max_records_per_patient is None
+    assert unbounded.version == 3
