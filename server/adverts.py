@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from flwr.app import Message
 
-from fedslm.errors import AdvertError, ProtocolError
+from fedslm.errors import AdvertError, LedgerError, ProtocolError
 from fedslm.flower.records import protocol_code
 from fedslm.secagg.messages import Advert
 from server.charter import Charter
+from server.heads import Heads
 
 
 class Adverts:
@@ -21,9 +22,15 @@ class Adverts:
       puts nobody in a hospital's place.
     """
 
-    def __init__(self, charter: Charter) -> None:
-        """Starts without any; `charter` is what they must be for."""
+    def __init__(self, charter: Charter, heads: Heads) -> None:
+        """Starts without any.
+
+        Args:
+          charter: what they must be for.
+          heads: told of the heads that they come with.
+        """
         self._charter = charter
+        self._heads = heads
         self._kept: dict[str, Advert] = {}
         self._highest: dict[str, int] = {}
 
@@ -33,10 +40,16 @@ class Adverts:
     def __getitem__(self, name: str) -> Advert:
         return self._kept[name]
 
-    def check(self, name: str, reply: Message) -> str:
-        """Takes the advert of a hospital that joins, and returns nothing, or the code it is refused with."""
+    def check(self, node_id: int, name: str, reply: Message) -> str:
+        """Takes what a hospital joins with, and returns nothing, or the code it is refused with."""
         try:
-            self.keep(self._charter.read_advert(name, reply))
+            advert, proofs = self._charter.read_join(name, reply)
+            self.keep(advert)
+            self._heads.learn(proofs)
+            self._heads.answered(node_id, name)
+        except LedgerError as error:
+            self.drop([name])
+            return protocol_code(error).name
         except ProtocolError as error:
             return protocol_code(error).name
         return ""
@@ -46,6 +59,7 @@ class Adverts:
 
         Raises:
           AdvertError: its serial was seen before or is below one that was, or another hospital's advert has its key.
+          LedgerError: it comes without the head of a ledger.
         """
         member, seen = advert.member, self._highest.get(advert.member, -1)
         if advert.serial <= seen:
@@ -54,7 +68,12 @@ class Adverts:
         for other in self._kept.values():
             if other.member != member and other.sealing_key == advert.sealing_key:
                 raise AdvertError(f"{member} sent an advert with the key of {other.member}; it must make its own.")
+        self._heads.note(advert)
         self._kept[member] = advert
+
+    def doubted(self) -> tuple[str, ...]:
+        """Whose adverts have heads behind, or beside, what their hospitals signed before."""
+        return tuple(name for name, advert in self._kept.items() if self._heads.is_doubted(advert))
 
     def drop(self, names: Iterable[str]) -> None:
         """Forgets the adverts of these hospitals: they were used, or are no use."""

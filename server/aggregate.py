@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedslm.errors import RunError
-from server.checkpoints import sync
+from server.checkpoints import replace_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,9 @@ class AggregateFile:
             "weight": aggregate.weight,
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in aggregate.arrays.items()}
-        temporary = self._path.with_name(f".{self._path.name}")
+        metadata = {"aggregate": json.dumps(facts)}
         try:
-            save_file(arrays, temporary, metadata={"aggregate": json.dumps(facts)})
-            sync(temporary)
-            temporary.rename(self._path)
-            sync(self._path.parent)
+            replace_file(self._path, lambda path: save_file(arrays, path, metadata=metadata))
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"The aggregate of round {aggregate.round} cannot be written: {error}; make room on the disk and resume."

@@ -18,6 +18,7 @@ from fedslm.reporting.promise import bound_words
 from server.aggregate import AggregateFile
 from server.checkpoints import Checkpoint, write_adapter
 from server.clear_grid import ClearGrid
+from server.receipts import ReceiptFile
 from server.rounds import RoundLoop, trained_names
 from server.run_folder import RunFolder
 from server.secure_grid import SecureGrid
@@ -128,6 +129,7 @@ def _round_grid(grid: Grid, run: RunFolder, start: Checkpoint, announcer: Announ
         announcer=announcer,
         counter=counter,
         aggregates=AggregateFile(run.aggregate),
+        receipts=ReceiptFile(run.receipts),
         finished=start.sessions,
     )
 

@@ -12,8 +12,8 @@ from fedslm.errors import AdvertError, ConfigError
 from fedslm.flower.records import plan_config, secagg_bytes
 from fedslm.governance.plan import Plan, PlannedSecAgg
 from fedslm.governance.roster import Roster, verify_plan
-from fedslm.secagg.messages import Advert
-from fedslm.secagg.terms import verify_advert
+from fedslm.secagg.messages import Advert, JoinReply
+from fedslm.secagg.terms import advert_scope, verify_advert
 from fedslm.secagg.wire import decode
 
 
@@ -50,6 +50,11 @@ class Charter:
         return bytes.fromhex(self.roster.sha256)
 
     @property
+    def advert_scope(self) -> bytes:
+        """What the adverts of this run are signed for, 64 bytes."""
+        return advert_scope(bytes.fromhex(self.plan.sha256), self.roster_sha256)
+
+    @property
     def keys(self) -> Mapping[str, PublicIdentity]:
         """The keys of those members that the plan names; nobody else takes part."""
         return {name: key for name, key in self.roster.keys.items() if name in self.plan.names}
@@ -58,15 +63,18 @@ class Charter:
         """A new config record, as every message to a hospital carries it."""
         return plan_config(self.plan, signature=self.signature, roster_sha256=self.roster_sha256)
 
-    def read_advert(self, name: str, reply: Message) -> Advert:
-        """The advert that comes with a hospital's answer to the invitation.
+    def read_join(self, name: str, reply: Message) -> tuple[Advert, tuple[bytes, ...]]:
+        """What comes with a hospital's answer to the invitation.
 
+        Returns:
+          Its advert, verified, and what it holds to be proofs of others' heads.
         Raises:
-          DecodeError: there is none. AdvertError: it is forged, for another plan or roster, or of another hospital.
+          DecodeError: there is none. AdvertError: the advert is forged, for another plan or roster, or of another hospital.
         """
-        advert = decode(Advert, secagg_bytes(reply))
+        answer = decode(JoinReply, secagg_bytes(reply))
+        advert = decode(Advert, answer.advert)
         hashes = {"plan_sha256": bytes.fromhex(self.plan.sha256), "roster_sha256": self.roster_sha256}
         verify_advert(advert, self.keys, **hashes)
         if advert.member != name:
             raise AdvertError(f"{name} joined with the advert of another hospital.")
-        return advert
+        return advert, answer.proofs

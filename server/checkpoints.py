@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,23 @@ def write_adapter(folder: Path, adapter: Arrays, description: Mapping[str, Any])
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON that a person can read, keys sorted."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts a new file in the place of an old one: whole or not at all, and on the disk when this returns.
+
+    Args:
+      write: makes the new file, under the path it is given.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        write(temporary)
+        sync(temporary)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # what a full disk could take of it makes room again
+        raise
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

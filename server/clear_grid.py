@@ -73,7 +73,10 @@ class ClearGrid(ForwardingGrid):
         self._frozen = to_array_record(frozen)
         self._announcer = announcer
         self._counter = counter
-        self._members = Membership(self._exchange, plan=plan, config=plan_config(plan), announcer=announcer)
+        invitation = RecordDict({CONFIG: plan_config(plan)})
+        self._members = Membership(
+            self._exchange, plan=plan, invite=lambda node_id, name: invitation, announcer=announcer
+        )
         self.survivors: tuple[str, ...] = ()
 
     @property

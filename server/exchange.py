@@ -75,7 +75,7 @@ class Exchange:
             yield Answer(node_id=node_id, reply=None, seconds=0.0)
         ends_at = started + timeout_s
         while waiting and (now := self.clock()) < ends_at:
-            if is_enough() and not self._is_closed:
+            if is_enough() and not self.is_closed:
                 ends_at = min(ends_at, now + max(GRACE_S, now - started))  # the first time this holds counts
             yield from self._look(waiting, started, is_large=is_large)
         for node_id in waiting.values():
@@ -133,7 +133,8 @@ class Exchange:
         ]
 
     @property
-    def _is_closed(self) -> bool:
+    def is_closed(self) -> bool:
+        """True where all nodes share one machine, so that hospitals wait for each other: in a simulation."""
         return bool(getattr(self.grid, "closed", False))
 
     @property

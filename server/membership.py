@@ -14,7 +14,11 @@ from server.exchange import Exchange
 
 MISSING = "NO_ANSWER"
 
-Check = Callable[[str, Message], str]
+Invite = Callable[[int, str], RecordDict]
+"""Makes a node's invitation from its id and the hospital that it was last, "" where that is unknown."""
+
+Check = Callable[[int, str, Message], str]
+"""Looks at the rest of a node's reply, which gives a hospital's name; returns "" or the code it is refused with."""
 
 
 def require(plan: Plan, count: int, verb: str) -> None:
@@ -48,20 +52,15 @@ class Membership:
         exchange: Exchange,
         *,
         plan: Plan,
-        config: ConfigRecord,
+        invite: Invite,
         announcer: Announcer,
-        check: Check = lambda name, reply: "",
+        check: Check = lambda node_id, name, reply: "",
     ) -> None:
-        """Asks nobody yet.
-
-        Args:
-          config: the config record of the invitation.
-          check: looks at the rest of a reply that gives a hospital's name; returns "" or the code it is refused with.
-        """
+        """Asks nobody yet; `invite` and `check` are called once for every node that is asked, and once for its answer."""
         self.hospital_of: dict[int, str] = {}
         self._exchange = exchange
         self._plan = plan
-        self._config = config
+        self._invitation = invite
         self._announcer = announcer
         self._check = check
         self._asked: set[int] = set()
@@ -123,26 +122,31 @@ class Membership:
     def _invite(self, ttl_s: float) -> None:
         online = set(self._exchange.grid.get_node_ids())
         self.hospital_of = {node: name for node, name in self.hospital_of.items() if node in online}
-        content = RecordDict({CONFIG: self._config})
         self._asked -= self._heirs(online)
         new = sorted(online - self._asked)
         for node in new:
             self._rivals.pop(node, None)
-        sent, lost = self._exchange.push([Message(content, node, JOIN) for node in new], ttl_s=ttl_s)
+        names = {node: name for name, node in self._holder.items()}
+        messages = [Message(self._invitation(node, names.get(node, "")), node, JOIN) for node in new]
+        sent, lost = self._exchange.push(messages, ttl_s=ttl_s)
         self._waiting |= sent
         self._asked = online.difference(lost)
 
     def _heirs(self, online: set[int]) -> set[int]:
-        """Nodes to ask again, as the name they gave is free: its last holder is away, or was asked first and refused."""
-        taken, open_to = set(self.hospital_of.values()), online & {*self._waiting.values()} | online - self._asked
-        return {
-            node for node, name in self._rivals.items() if name not in taken and self._holder.get(name) not in open_to
-        }
+        """Nodes to ask again: the name that they gave is free, and whoever had it last does not take it back."""
+        return {node for node, name in self._rivals.items() if self._is_free(name, online)}
+
+    def _is_free(self, name: str, online: set[int]) -> bool:
+        if name in self.hospital_of.values():
+            return False
+        holder = self._holder.get(name)
+        # It goes before others while it is there and its answer is out, or it is about to be asked.
+        goes_first = holder in self._waiting.values() or holder not in self._asked
+        return not (holder in online and goes_first)
 
     def _nobody_else_comes(self) -> bool:
         # A simulation has the plan's nodes and no others; waiting for one that refused would be waiting for nothing.
-        closed = bool(getattr(self._exchange.grid, "closed", False))
-        return closed and len(self._asked) >= len(self._plan.hospitals)
+        return self._exchange.is_closed and len(self._asked) >= len(self._plan.hospitals)
 
     def _admit(self, node_id: int, reply: Message | None) -> None:
         """Enters a node under the name it gives, if the plan has that name, it is free, and the plans are the same."""
@@ -167,7 +171,7 @@ class Membership:
                 return ""
             self._rivals[node_id] = name
             return "NAME_TAKEN"
-        code = self._check(name, reply)
+        code = self._check(node_id, name, reply)
         if not code:
             self.hospital_of[node_id] = name
             self._holder[name] = node_id

@@ -16,7 +16,7 @@ from fedslm.errors import ConfigError, RunError
 from fedslm.governance.plan import Plan
 from fedslm.governance.roster import read_roster
 from server.charter import Charter
-from server.checkpoints import Checkpoint, Checkpoints, sync, write_json
+from server.checkpoints import Checkpoint, Checkpoints, replace_file, sync, write_json
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -25,7 +25,7 @@ class RunFolder:
     """The files of one run, locked against a second run while open.
 
     plan.json config.yaml events.jsonl sessions.json checkpoints/ summary.json adapter/
-    and, of a masked run, roster.json plan.sig aggregate.safetensors
+    and, of a masked run, roster.json plan.sig aggregate.safetensors receipts.jsonl
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +35,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.sessions = path / "sessions.json"
         self.aggregate = path / "aggregate.safetensors"
+        self.receipts = path / "receipts.jsonl"
         self._lock: TextIO | None = None
 
     def create(
@@ -151,10 +152,8 @@ class RunFolder:
         Raises:
           RunError: it cannot be written; the summary before stands.
         """
-        temporary = self.path / ".summary.json"
         try:
-            write_json(temporary, summary)
-            temporary.rename(self.path / "summary.json")
+            replace_file(self.path / "summary.json", lambda path: write_json(path, summary))
         except OSError as error:
             raise RunError(
                 f"The summary in {self.path} cannot be written: {error.strerror}; make room on the disk and resume."

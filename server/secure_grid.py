@@ -8,95 +8,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedslm.errors import AdvertError, ConfigError, ProtocolError, ShareError, ThresholdError, TooFewHospitalsError
+from fedslm.errors import ConfigError, ProtocolError, ShareError, ThresholdError, TooFewHospitalsError
 from fedslm.flower.grids import ForwardingGrid
 from fedslm.flower.records import (
     ARRAYS,
     CONFIG,
-    FROZEN,
-    SECAGG,
     TRAIN,
     NamedArrays,
     adapter_sha256,
     as_float32,
-    config_sha256,
     from_array_record,
     from_vector,
     protocol_code,
-    put_secagg,
     to_array_record,
 )
-from fedslm.flower.sessions import session_terms
 from fedslm.reporting.events import Announcer
-from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import Ring
-from fedslm.secagg.messages import Opening
 from fedslm.secagg.terms import Terms
-from fedslm.secagg.wire import encode
-from server.aborts import Aborts
-from server.adverts import Adverts
 from server.aggregate import Aggregate, AggregateFile
 from server.charter import Charter
 from server.exchange import Exchange
 from server.interrupts import interrupts_wait
-from server.membership import Membership
+from server.preparation import Attempt, Preparation, Ready, Task
+from server.receipts import ReceiptFile
 from server.secure_session import FALSE_SHARES, Deadlines, SecureSession
 from server.sessions import Counter, is_used_up, require_session
 from server.strategies import WEIGHT
 
-COHORT_TIMEOUT_S = 300.0
-"""How long a session that would have too few hospitals waits for some to come back before it starts."""
-
 STOCK_WEIGHT = "num-examples"
 """By what Flower's strategies weigh unless told otherwise. With one reply a round any weight gives the same."""
 
-PREPARATIONS = 2
-"""How often a session is made of new adverts before the round is given up; each asks every hospital for one."""
-
 TOO_FEW = "TOO_FEW"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Round:
-    """What a strategy asked for.
-
-    Attributes:
-      start_sha256: of the whole global adapter that it starts from.
-      excluded: hospitals that joined and were not addressed.
-      request: one of the strategy's messages, to answer to.
-    """
-
-    number: int
-    arrays: ArrayRecord
-    config: ConfigRecord
-    start_sha256: bytes
-    excluded: frozenset[str]
-    timeout_s: float
-    request: Message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """A session that can begin. Its number is not counted yet, nothing was sent.
-
-    Attributes:
-      node_of: hospital -> node, ascending by name.
-      training: content of the training message.
-    """
-
-    terms: Terms
-    attempt: int
-    node_of: dict[str, int]
-    training: RecordDict
-    coordinator: Coordinator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +76,7 @@ class SecureGrid(ForwardingGrid):
         announcer: Announcer,
         counter: Counter,
         aggregates: AggregateFile,
+        receipts: ReceiptFile,
         finished: int = 0,
         poll_s: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
@@ -136,6 +86,7 @@ class SecureGrid(ForwardingGrid):
         Args:
           frozen: the adapter's frozen arrays, sent beside the trained ones.
           aggregates: where the newest sum is kept.
+          receipts: where hospitals' receipts are kept.
           finished: sessions up to the last whole round; later ones that `counter` knows were attempts at the next.
           poll_s: pause between two looks for replies.
         """
@@ -146,12 +97,9 @@ class SecureGrid(ForwardingGrid):
         self._announcer = announcer
         self._counter = counter
         self._aggregates = aggregates
+        self._receipts = receipts
         self._finished = finished
-        self._adverts = Adverts(charter)
-        self._aborts = Aborts(self._exchange, config=charter.config())
-        self._members = Membership(
-            self._exchange, plan=self._plan, config=charter.config(), announcer=announcer, check=self._adverts.check
-        )
+        self._preparation = Preparation(self._exchange, charter=charter, frozen=self._frozen, announcer=announcer)
         self.survivors: tuple[str, ...] = ()
 
     @property
@@ -165,11 +113,11 @@ class SecureGrid(ForwardingGrid):
         Raises:
           TooFewHospitalsError: fewer than `min_cohort` joined.
         """
-        self._members.join(timeout_s=timeout_s)
+        self._preparation.join(timeout_s=timeout_s)
 
     def get_node_ids(self) -> list[int]:
         """The nodes that joined, in the plan's order of hospitals."""
-        return list(self._members.node_of.values())
+        return list(self._preparation.node_of.values())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Runs one round, in as many sessions as it takes and the plan has beyond one for every round to come.
@@ -188,11 +136,11 @@ class SecureGrid(ForwardingGrid):
         aggregate = self._kept(task) or self._attempted(task)
         self.survivors = aggregate.survivors
         self._finished = self._counter.started
-        self._aborts.forget()
+        self._preparation.end_round()
         return [_reply(task, aggregate)]
 
-    def _read(self, sent: list[Message], timeout_s: float) -> _Round:
-        first, members = sent[0], self._members.hospital_of
+    def _read(self, sent: list[Message], timeout_s: float) -> Task:
+        first, nodes = sent[0], {message.metadata.dst_node_id for message in sent}
         config = first.content.config_records.get(CONFIG, ConfigRecord())
         arrays, number = first.content.array_records.get(ARRAYS), config.get("server-round")
         if first.metadata.message_type != TRAIN or not isinstance(number, int) or arrays is None:
@@ -203,12 +151,12 @@ class SecureGrid(ForwardingGrid):
         arrays = as_float32(arrays)
         trained = from_array_record(arrays)
         self._require_size(sum(array.size for array in trained.values()))
-        return _Round(
+        return Task(
             number=number,
             arrays=arrays,
             config=config,
             start_sha256=adapter_sha256(trained, from_array_record(self._frozen)),
-            excluded=frozenset(members.values()) - {members.get(message.metadata.dst_node_id, "") for message in sent},
+            excluded=frozenset(name for name, node in self._preparation.node_of.items() if node not in nodes),
             timeout_s=timeout_s,
             request=first,
         )
@@ -218,14 +166,14 @@ class SecureGrid(ForwardingGrid):
         if found != planned:
             raise ConfigError(f"The adapter to train has {found} parameters, the plan says {planned}; use the plan's.")
 
-    def _kept(self, task: _Round) -> Aggregate | None:
+    def _kept(self, task: Task) -> Aggregate | None:
         """The sum of a session whose checkpoint was never written."""
         kept = self._aggregates.load()
         if kept is None or (kept.round, kept.adapter_sha256) != (task.number, task.start_sha256.hex()):
             return None
         return kept if kept.fits({name: tuple(array.shape) for name, array in task.arrays.items()}) else None
 
-    def _attempted(self, task: _Round) -> Aggregate:
+    def _attempted(self, task: Task) -> Aggregate:
         """Tries until a session gets through, or the next one would be missing for a round to come.
 
         What is left then is enough to finish the run once the operator has mended what a session cannot.
@@ -245,10 +193,10 @@ class SecureGrid(ForwardingGrid):
             if self._counter.started >= self._plan.privacy.max_sessions - self._rounds_after(task):
                 raise self._lost(task, missing, failure, tries=attempt)
 
-    def _rounds_after(self, task: _Round) -> int:
+    def _rounds_after(self, task: Task) -> int:
         return max(0, self._plan.training.rounds - task.number)
 
-    def _lost(self, task: _Round, missing: dict[str, str], failure: Exception, *, tries: int) -> TooFewHospitalsError:
+    def _lost(self, task: Task, missing: dict[str, str], failure: Exception, *, tries: int) -> TooFewHospitalsError:
         is_short = bool(missing) and isinstance(failure, ThresholdError)
         verb = "lost too many hospitals" if is_short else "came to no sum"
         names = ", ".join(f"{name} ({why})" for name, why in sorted(missing.items()))
@@ -267,65 +215,12 @@ class SecureGrid(ForwardingGrid):
             f"logs say why, {rest}."
         )
 
-    def _fetch_adverts(self, task: _Round) -> None:
-        """Asks hospitals whose advert was used for a new one, where it did not come with their last answer.
+    def _prepared(self, task: Task, number: int) -> Ready:
+        session = self._counter.started + 1
+        attempt = Attempt(session=session, number=number, earlier=range(self._finished + 1, session))
+        return self._preparation.prepare(task, attempt)
 
-        Raises:
-          TooFewHospitalsError: fewer than `min_cohort` can take part.
-        """
-        without = [name for name in self._plan.names if name not in self._adverts]
-        patience_s = self._patience_s(len(without))
-        self._members.renew(without, patience_s=patience_s, timeout_s=max(patience_s, COHORT_TIMEOUT_S))
-        ready = self._participants(task)
-        if len(ready) < self._plan.min_cohort:
-            absent = ", ".join(name for name in self._plan.names if name not in ready)
-            raise TooFewHospitalsError(
-                f"{len(ready)} of {len(self._plan.hospitals)} hospitals can take part in round {task.number}, the plan needs "
-                f"{self._plan.min_cohort}; missing: {absent}. The model is unchanged."
-            )
-
-    def _patience_s(self, hospitals: int) -> float:
-        # On one machine hospitals wait for each other.
-        return self._charter.secagg.step_deadline_s * (max(1, hospitals) if self.closed else 1)
-
-    def _participants(self, task: _Round) -> dict[str, int]:
-        """Hospital -> node, ascending by name."""
-        nodes = self._members.node_of
-        return {name: nodes[name] for name in sorted(nodes) if name in self._adverts and name not in task.excluded}
-
-    def _prepared(self, task: _Round, attempt: int, *, tries: int = PREPARATIONS) -> _Ready:
-        """Makes a session of the hospitals' adverts; where they do not make one, all of them are asked for others.
-
-        Raises:
-          TooFewHospitalsError: fewer than `min_cohort` can take part, or what they sent makes no session; names them.
-        """
-        self._fetch_adverts(task)
-        nodes = self._participants(task)
-        try:
-            return self._ready(task, attempt, nodes)
-        except ProtocolError as error:
-            self._adverts.drop(nodes)
-            if tries == 1:
-                raise TooFewHospitalsError(
-                    f"No session of round {task.number} can begin with {', '.join(nodes)}: {str(error).rstrip('.')}; the "
-                    "model is unchanged and no session was counted, resume when that is mended."
-                ) from None
-        return self._prepared(task, attempt, tries=tries - 1)
-
-    def _ready(self, task: _Round, attempt: int, nodes: dict[str, int]) -> _Ready:
-        opening = self._opening(task, self._counter.started + 1, attempt, nodes)
-        training = self._training(task, opening)
-        terms = session_terms(
-            self._plan,
-            opening,
-            roster_sha256=self._charter.roster_sha256,
-            adapter_sha256=task.start_sha256,
-            config_sha256=config_sha256(Message(training, 0, TRAIN)),
-        )
-        coordinator = Coordinator(terms, keys=self._charter.keys)
-        return _Ready(terms=terms, attempt=attempt, node_of=nodes, training=training, coordinator=coordinator)
-
-    def _session(self, task: _Round, ready: _Ready, missing: dict[str, str]) -> Aggregate:
+    def _session(self, task: Task, ready: Ready, missing: dict[str, str]) -> Aggregate:
         numbers = {"round": task.number, "session": ready.terms.session, "attempt": ready.attempt}
         self._announcer.emit("session_started", **numbers, hospitals=list(ready.node_of))
         running = SecureSession(
@@ -333,8 +228,9 @@ class SecureGrid(ForwardingGrid):
             ready.coordinator,
             terms=ready.terms,
             node_of=ready.node_of,
-            config=self._charter.config(),
-            deadlines=Deadlines(train_s=task.timeout_s, step_s=self._patience_s(len(ready.node_of))),
+            charter=self._charter,
+            deadlines=Deadlines(train_s=task.timeout_s, step_s=ready.step_s),
+            receipts=self._receipts,
             announcer=self._announcer,
         )
         try:
@@ -344,37 +240,9 @@ class SecureGrid(ForwardingGrid):
                 aggregate = self._save(task, mean)
             running.report_liars()
         finally:
-            self._after(running, ready.node_of, missing)
+            missing.update(running.missing)
+            self._preparation.end_session(ready, missing=running.missing, next_adverts=running.next_adverts.values())
         return aggregate
-
-    def _after(self, running: SecureSession, nodes: Iterable[str], missing: dict[str, str]) -> None:
-        """Notes who was missing, and who has an advert for another session."""
-        missing.update(running.missing)
-        self._adverts.drop(nodes)
-        for advert in running.next_adverts.values():
-            with suppress(AdvertError):  # its hospital is asked for another
-                self._adverts.keep(advert)
-        self._adverts.drop(running.missing)  # whoever dropped out may have lost its key
-
-    def _opening(self, task: _Round, session: int, attempt: int, nodes: dict[str, int]) -> Opening:
-        if self._plan.privacy.mode == "none":
-            everybody, earlier = self._members.node_of, range(self._finished + 1, session)
-            self._aborts.collect(earlier, everybody, timeout_s=self._patience_s(len(everybody)))
-        return Opening(
-            session=session,
-            round=task.number,
-            attempt=attempt,  # of this process: a simulation that is resumed draws what an unbroken one would have
-            adverts=tuple(encode(self._adverts[name]) for name in nodes),
-            aborts=self._aborts.listed(),
-        )
-
-    def _training(self, task: _Round, opening: Opening) -> RecordDict:
-        # A config of its own: a strategy hands in the same one every round.
-        numbers = {"server-round": task.number, "session": opening.session, "attempt": opening.attempt}
-        config = ConfigRecord({**task.config, **self._charter.config(), **numbers})
-        return RecordDict(
-            {ARRAYS: task.arrays, FROZEN: self._frozen, CONFIG: config, SECAGG: put_secagg(encode(opening))}
-        )
 
     def _mean(self, terms: Terms, total: Ring, points: tuple[int, ...]) -> _Mean:
         inside = {terms.names[point - 1] for point in points}
@@ -383,7 +251,7 @@ class SecureGrid(ForwardingGrid):
         values = terms.fixed_point.decode(total, count=len(points), divisor=weight)
         return _Mean(survivors=survivors, weight=weight, values=values)
 
-    def _save(self, task: _Round, mean: _Mean) -> Aggregate:
+    def _save(self, task: Task, mean: _Mean) -> Aggregate:
         """Makes the mean the next adapter, in place, and puts it on the disk."""
         arrays = from_vector(mean.values, {name: tuple(array.shape) for name, array in task.arrays.items()})
         for name, trained in from_array_record(task.arrays).items():
@@ -405,7 +273,7 @@ def _code(error: ThresholdError | ProtocolError) -> str:
     return FALSE_SHARES if isinstance(error, ShareError) else protocol_code(error).name
 
 
-def _reply(task: _Round, aggregate: Aggregate) -> Message:
+def _reply(task: Task, aggregate: Aggregate) -> Message:
     """The one reply of a round; arrays in the order in which they came: FedAvgM pairs them by position."""
     arrays = to_array_record({name: aggregate.arrays[name] for name in task.arrays})
     weights = MetricRecord({WEIGHT: aggregate.weight, STOCK_WEIGHT: aggregate.weight})

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
-from fedslm.errors import ProtocolError
+from fedslm.errors import LedgerError, ProtocolError
 from fedslm.flower.records import (
     CONFIG,
     CONFIRM,
@@ -29,10 +29,13 @@ from fedslm.flower.records import (
 from fedslm.reporting.events import Announcer
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import Ring
-from fedslm.secagg.messages import Advert
+from fedslm.secagg.messages import Advert, SharesReply
 from fedslm.secagg.terms import Terms
+from fedslm.secagg.wire import decode
+from server.charter import Charter
 from server.exchange import Answer, Exchange
 from server.membership import MISSING
+from server.receipts import ReceiptFile, check_receipt
 
 FALSE_SHARES = "FALSE_SHARES"
 
@@ -85,15 +88,16 @@ class SecureSession:
         *,
         terms: Terms,
         node_of: Mapping[str, int],
-        config: ConfigRecord,
+        charter: Charter,
         deadlines: Deadlines,
+        receipts: ReceiptFile,
         announcer: Announcer,
     ) -> None:
         """Couples what a session needs; nothing is sent before `gather`.
 
         Args:
           node_of: the node of every hospital in `terms`.
-          config: the config record of every message after the training.
+          receipts: where a hospital's receipt is kept before its shares are passed on.
         """
         self.missing: dict[str, str] = {}
         self.next_adverts: dict[str, Advert] = {}
@@ -102,8 +106,10 @@ class SecureSession:
         self._terms = terms
         self._nodes = {point: node_of[name] for point, name in enumerate(terms.names, start=1)}
         self._points = {node: point for point, node in self._nodes.items()}
-        self._config = config
+        self._charter = charter
+        self._config = charter.config()
         self._deadlines = deadlines
+        self._receipts = receipts
         self._announcer = announcer
         self._sizes: dict[int, int] = {}
 
@@ -113,7 +119,7 @@ class SecureSession:
         Args:
           training: content of the training message, the same for everybody.
         Raises:
-          ThresholdError: too few got through a step.
+          ThresholdError: too few got through a step. RunError: a receipt cannot be written.
         """
         coordinator, bounds = self._coordinator, self._terms.bounds
         self._exchange_step(_TRAIN, ((point, training) for point in self._nodes), self._take_shares)
@@ -187,7 +193,7 @@ class SecureSession:
         bytes_up = content_bytes(answer.reply.content)
         try:
             accept(point, take_secagg(answer.reply))
-        except ProtocolError as error:
+        except (ProtocolError, LedgerError) as error:
             self._drop(name, protocol_code(error).name, step)
             return
         if step.announces:
@@ -196,7 +202,17 @@ class SecureSession:
             self._announcer.emit(step.announces, **fields, **sizes)
 
     def _take_shares(self, point: int, data: bytes) -> None:
-        self.next_adverts[self._terms.names[point - 1]] = self._coordinator.shares(point, data)
+        """Takes a hospital into U2 that has booked the session. It has, whatever becomes of the rest of its answer."""
+        advert = self._terms.adverts[point - 1]
+        receipt = check_receipt(
+            decode(SharesReply, data).receipt,
+            advert=advert,
+            run=self._charter.plan.sha256,
+            session=self._terms.session,
+            key=self._charter.keys[advert.member],
+        )
+        self._receipts.add(receipt)
+        self.next_adverts[advert.member] = self._coordinator.shares(point, data)
 
     def _drop(self, name: str, code: str, step: _Step) -> None:
         self.missing[name] = f"{code} in {step.name}"

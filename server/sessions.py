@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fedslm.errors import BudgetExceededError, RunError
 from fedslm.governance.plan import Plan
-from server.checkpoints import sync, write_json
+from server.checkpoints import replace_file, write_json
 
 
 class Counter(Protocol):
@@ -76,12 +76,8 @@ class SessionCounter:
           RunError: it cannot be written; no session was started.
         """
         number = self._started + 1
-        temporary = self._path.with_name(f".{self._path.name}")
         try:
-            write_json(temporary, {"started": number})
-            sync(temporary)
-            temporary.rename(self._path)
-            sync(self._path.parent)
+            replace_file(self._path, lambda path: write_json(path, {"started": number}))
         except OSError as error:
             raise RunError(
                 f"The number of session {number} cannot be written: {error.strerror}; make room on the disk and resume."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from fedslm.crypto.identity import Identity
 from fedslm.crypto.prg import SecureStream
 from fedslm.crypto.seal import SealingKey
-from fedslm.errors import ProtocolError, SessionError
+from fedslm.errors import LedgerError, ProtocolError, RollbackError, SessionError
 from fedslm.flower.records import (
     ErrorCode,
     adapter_sha256,
@@ -32,19 +32,23 @@ from fedslm.flower.records import (
 )
 from fedslm.flower.sessions import session_terms
 from fedslm.governance.plan import Plan
+from fedslm.governance.receipt import Head, Receipt
 from fedslm.governance.roster import Member, Roster, sign_plan, sign_roster, verify_plan
 from fedslm.secagg import hospital as protocol
 from fedslm.secagg.messages import (
-    NO_HEAD,
+    MAX_PROOFS,
     AbortReply,
     AbortRequest,
     Advert,
     ConfirmRequest,
+    HeadProof,
+    Invitation,
+    JoinReply,
     MaskRequest,
     Opening,
     UnmaskRequest,
 )
-from fedslm.secagg.terms import advert_scope
+from fedslm.secagg.terms import verify_proof
 from fedslm.secagg.wire import decode, encode
 from server.charter import Charter
 
@@ -88,6 +92,34 @@ def step_of(message: Message) -> str:
     return message.metadata.message_type.removeprefix("query.")
 
 
+class ToyLedger:
+    """The rows of a privacy ledger without what they say: all that its head needs.
+
+    Attributes:
+      settled: up to which row another ledger, which is lost, was counted as spent.
+    """
+
+    def __init__(self, name: str, rows: Iterable[str] = ()) -> None:
+        """Opens `name`'s ledger, or takes over rows of it."""
+        self.rows, self.settled = list(rows), dict[str, int]()
+        if not self.rows:
+            self.add(f"{name} opens it")
+
+    @property
+    def head(self) -> Head:
+        return Head(ledger=self.rows[0], row=len(self.rows), sha256=self.rows[-1])
+
+    def add(self, what: str) -> Head:
+        self.rows.append(sha256("".join([*self.rows[-1:], what]).encode()).hexdigest())
+        return self.head
+
+    def require(self, head: Head) -> None:
+        """Refuses to go on where a row is missing that the hospital has signed."""
+        is_here = head.ledger == self.rows[0] and self.rows[head.row - 1 : head.row] == [head.sha256]
+        if not is_here and head.row > self.settled.get(head.ledger, 0):
+            raise RollbackError("A row that was signed is not here.")
+
+
 @dataclass
 class MaskedHospital:
     """One hospital.
@@ -96,6 +128,8 @@ class MaskedHospital:
       update: makes its update from the round and the trained arrays.
       tamper: what it does to a reply's bytes, by step; for hospitals that lie.
       seen: the configs of the training messages, and the openings beside them.
+      invited: the invitations that it got.
+      others: proofs of others' newest heads that it saw, by hospital and ledger.
     """
 
     charter: Charter
@@ -108,6 +142,9 @@ class MaskedHospital:
     masked_on: dict[bytes, list[int]] = field(default_factory=dict)
     seats: dict[int, protocol.Seat] = field(default_factory=dict)
     seen: list[tuple[dict[str, Any], Opening]] = field(default_factory=list)
+    invited: list[Invitation] = field(default_factory=list)
+    others: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
+    ledger: Any = None
     key: Any = None
     advert: Any = None
     _session: int = 0
@@ -115,14 +152,40 @@ class MaskedHospital:
     _vector: Any = None
     _start: bytes = b""
 
+    def __post_init__(self) -> None:
+        self.ledger = ToyLedger(self.name)
+
     @property
     def identity(self) -> Identity:
         return identity(self.name)
 
     def join(self, message: Message) -> Message:
         self._check_plan(message)
+        invitation = decode(Invitation, secagg_bytes(message))
+        self.invited.append(invitation)
+        if invitation.own:
+            own = verify_proof(decode(HeadProof, invitation.own), {self.name: self.identity.public})
+            self.ledger.require(Head.from_bytes(own.ledger_head))
         self.new_advert()
-        return join_reply(message, hospital=self.name, plan=read_plan(message), advert=encode(self.advert))
+        known = {name: Head.from_bytes(head) for name, head in invitation.known}
+        answer = encode(JoinReply(advert=encode(self.advert), proofs=self.newer_proofs(known)[:MAX_PROOFS]))
+        answer = self.tamper("join", answer)
+        return join_reply(message, hospital=self.name, plan=read_plan(message), advert=answer)
+
+    def newer_proofs(self, known: Mapping[str, Head]) -> tuple[bytes, ...]:
+        """Of the others' heads that it saw, those that whoever asks does not know."""
+        return tuple(
+            proof
+            for (name, ledger), (row, proof) in self.others.items()
+            if name not in known or known[name].ledger != ledger or known[name].row < row
+        )
+
+    def see(self, advert: Advert) -> None:
+        """Remembers another hospital's head."""
+        head, scope = Head.from_bytes(advert.ledger_head), self.charter.advert_scope
+        proof = encode(HeadProof(scope=scope, advert=encode(advert)))
+        if self.others.get((advert.member, head.ledger), (0, b""))[0] < head.row:
+            self.others[advert.member, head.ledger] = head.row, proof
 
     def train(self, message: Message) -> bytes:
         self._check_plan(message)
@@ -140,17 +203,26 @@ class MaskedHospital:
             raise SessionError("Not a new session.")
         seat = protocol.admit(terms, me=self.name, own_advert=self.advert, keys=self.charter.keys)
         self._require_aborts(opening)
+        for advert in terms.adverts:
+            if advert.member != self.name:
+                self.see(advert)
         self.highest = self._session = opening.session
         self.seats[opening.session] = seat
         weight = request.plan.hospital(self.name).weight
         values = weight * to_vector(self.update(request.round, request.trained))
         self._vector = lambda: terms.fixed_point.encode(values, SecureStream.from_os())
-        key = self.key
+        key, receipt = self.key, self.book(opening.session)
         self.new_advert()
         self._state, reply = protocol.share(
-            seat, terms, sealing_key=key, identity=self.identity, next_advert=self.advert
+            seat, terms, sealing_key=key, identity=self.identity, next_advert=self.advert, receipt=receipt.to_bytes()
         )
         return encode(reply)
+
+    def book(self, session: int) -> Receipt:
+        """Books a session in its ledger, and signs that it did."""
+        run = self.charter.plan.sha256
+        head = self.ledger.add(f"session {session} of {run}")
+        return Receipt.sign(self.identity, hospital=self.name, head=head, run=run, session=session)
 
     def mask(self, message: Message) -> bytes:
         request = decode(MaskRequest, secagg_bytes(message))
@@ -189,8 +261,8 @@ class MaskedHospital:
             member=self.name,
             serial=self.serial,
             sealing_key=self.key.public,
-            ledger_head=NO_HEAD,
-            scope=advert_scope(bytes.fromhex(self.charter.plan.sha256), self.charter.roster_sha256),
+            ledger_head=self.ledger.head.to_bytes(),
+            scope=self.charter.advert_scope,
         )
         return self.advert
 
@@ -224,7 +296,7 @@ def masked_app(hospitals: Mapping[str, MaskedHospital]) -> ClientApp:
             if step == "join":
                 return hospital.join(message)
             return secagg_reply(message, hospital.tamper(step, getattr(hospital, step)(message)))
-        except ProtocolError as error:
+        except (ProtocolError, LedgerError) as error:
             return error_reply(message, protocol_code(error), "0" * 8)
         except FloatingPointError:
             return error_reply(message, ErrorCode.NOT_FINITE, "0" * 8)

@@ -6,12 +6,13 @@ an incident number. No counts, no losses, no text.
 
 Under a masked plan every request also carries the plan's signature and the roster's hash, and the messages of secure
 aggregation travel as opaque bytes, one `ArrayRecord` each: Flower cuts arrays into chunks, configuration values it does
-not. No update travels then; nothing but ciphertext and a masked vector leaves a hospital.
+not. No update travels then; a hospital sends keys, ciphertext, a masked vector, and its signature on how long its ledger is.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from fedslm.errors import (
     ConfigError,
     ConsistencyError,
     DecodeError,
+    LedgerError,
     ModelError,
     ProtocolError,
     RangeError,
@@ -79,6 +81,7 @@ class ErrorCode(enum.IntEnum):
     INCONSISTENT = 113
     MALFORMED = 114
     OUT_OF_RANGE = 115
+    LEDGER_REFUSED = 116
 
 
 _PROTOCOL_CODES: dict[type[ProtocolError], ErrorCode] = {
@@ -94,8 +97,13 @@ _PROTOCOL_CODES: dict[type[ProtocolError], ErrorCode] = {
 }
 
 
-def protocol_code(error: ProtocolError) -> ErrorCode:
-    """The code of a refused message of secure aggregation; a share that fits no commitment is an inconsistency."""
+def protocol_code(error: ProtocolError | LedgerError) -> ErrorCode:
+    """The code of a refused message of secure aggregation, or of the ledger that one tells of.
+
+    A share that fits no commitment is an inconsistency.
+    """
+    if isinstance(error, LedgerError):
+        return ErrorCode.LEDGER_REFUSED
     return _PROTOCOL_CODES.get(type(error), ErrorCode.INCONSISTENT)
 
 
@@ -290,6 +298,12 @@ def read_plan(message: Message) -> Plan:
     data = config.get("plan")
     if not isinstance(data, bytes):
         raise ConfigError("The message carries no plan; it does not come from a FedSLM server of this version.")
+    return _parsed(data)
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(data: bytes) -> Plan:
+    # A hospital asks for a message's plan once for everything that must agree with it; parsing is slower than all of that.
     return Plan.from_bytes(data)
 
 
@@ -318,7 +332,11 @@ def read_train_request(message: Message) -> TrainRequest:
 
 
 def join_reply(request: Message, *, hospital: str, plan: Plan, advert: bytes = b"") -> Message:
-    """A hospital's answer to `join`: who it is, which plan it approved, and under a masked plan its advert."""
+    """A hospital's answer to `join`: who it is and which plan it approved.
+
+    Args:
+      advert: under a masked plan a `JoinReply`, encoded: its advert and what it knows of others' ledgers.
+    """
     content = RecordDict({CONFIG: ConfigRecord({"hospital": hospital, "plan-sha256": plan.sha256})})
     if advert:
         content[SECAGG] = put_secagg(advert)

@@ -18,10 +18,11 @@ from hashlib import sha256
 from typing import ClassVar
 
 from fedslm.crypto.identity import Identity, PublicIdentity
-from fedslm.crypto.seal import SealingKey, seal
+from fedslm.crypto.seal import SealingKey
 from fedslm.crypto.shamir import split
 from fedslm.errors import AdvertError, BoundError, ConsistencyError, SealError, ShareError, SignatureError
 from fedslm.secagg.encoding import Ring, add_masks, pack_ring
+from fedslm.secagg.letters import Letter, open_letter, seal_letter
 from fedslm.secagg.messages import (
     HASH_BYTES,
     Advert,
@@ -35,7 +36,7 @@ from fedslm.secagg.messages import (
     UnmaskRequest,
     confirm_body,
 )
-from fedslm.secagg.seeds import PAIR, SEED_BYTES, SELF, commitment, cut_pairs, mask_key
+from fedslm.secagg.seeds import PAIR, SEED_BYTES, SELF, commitment, cut_pairs, mask_key, seed_of
 from fedslm.secagg.terms import Bounds, Terms, key_of
 from fedslm.secagg.wire import Blob, Fixed, Layout, Many, Number, Points, Text, Tuple, decode, encode
 
@@ -191,6 +192,7 @@ def share(
     sealing_key: SealingKey,
     identity: Identity,
     next_advert: Advert,
+    receipt: bytes,
     draw: Draw = os.urandom,
 ) -> tuple[Shared, SharesReply]:
     """Step 1, after training: draws the session's seeds and seals each hospital its shares of them.
@@ -198,6 +200,7 @@ def share(
     Args:
       sealing_key: the private half of this hospital's own advert in `terms`.
       next_advert: for the session after this one.
+      receipt: that the session is booked in this hospital's ledger, signed; sent as it is.
     Returns:
       What to keep, and what to send.
     """
@@ -205,11 +208,7 @@ def share(
     seeds = draw(SEED_BYTES * (1 + n - u))
     shares = split(seeds, threshold=seat.bounds.threshold, shares=n, randomness=draw)
     ciphertexts = tuple(
-        seal(
-            _letter(seat.context, u, v, seeds, shares[v - 1]),
-            to=terms.adverts[v - 1].sealing_key,
-            info=_info(seat.context, u, v),
-        )
+        seal_letter(seat.context, u, v, seeds=seeds, share=shares[v - 1], to=terms.adverts[v - 1].sealing_key)
         for v in range(1, n + 1)
         if v != u
     )
@@ -223,7 +222,11 @@ def share(
     )
     state = Shared(seat=encode(seat), seeds=seeds, own_share=shares[u - 1], sealing_key=sealing_key.to_bytes())
     reply = SharesReply(
-        context=seat.context, shares=encode(listed), ciphertexts=ciphertexts, next_advert=encode(next_advert)
+        context=seat.context,
+        shares=encode(listed),
+        ciphertexts=ciphertexts,
+        next_advert=encode(next_advert),
+        receipt=receipt,
     )
     return state, reply
 
@@ -286,8 +289,8 @@ def unmask(state: Confirmed, request: UnmaskRequest, *, keys: Keys) -> UnmaskRep
     return UnmaskReply(
         context=seat.context,
         sender=seat.point,
-        self_shares=b"".join(_seed(shares[v], v, v) for v in state.survivors),
-        pair_shares=b"".join(_seed(shares[v], v, w) for v, w in cut_pairs(masked.sharers, state.survivors)),
+        self_shares=b"".join(seed_of(shares[v], v, v) for v in state.survivors),
+        pair_shares=b"".join(seed_of(shares[v], v, w) for v, w in cut_pairs(masked.sharers, state.survivors)),
     )
 
 
@@ -314,38 +317,8 @@ def _is_abort(context: bytes, name: str, signature: bytes, keys: Keys) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Letter:
-    """What one hospital sealed to another; `pair_seed` only from a lower point to a higher one. Secret."""
-
-    pair_seed: bytes
-    share: bytes
-
-
-def _info(context: bytes, sender: int, receiver: int) -> bytes:
-    return context + bytes([sender, receiver])
-
-
-def _letter(context: bytes, u: int, v: int, seeds: bytes, dealt: bytes) -> bytes:
-    pair_seed = _seed(seeds, u, v) if u < v else b""
-    return _info(context, u, v) + pair_seed + dealt
-
-
-def _open_letter(seat: Seat, sealing_key: SealingKey, u: int, ciphertext: bytes) -> _Letter:
-    v, n = seat.point, len(seat.names)
-    head, pair_bytes = _info(seat.context, u, v), SEED_BYTES if u < v else 0
-    try:
-        plaintext = sealing_key.open(ciphertext, info=head)
-    except SealError:
-        raise SealError(f"What hospital {u} sealed to hospital {v} does not open; hospital {u} sent rubbish.") from None
-    if plaintext[: len(head)] != head or len(plaintext) != len(head) + pair_bytes + SEED_BYTES * (1 + n - u):
-        raise SealError(f"What hospital {u} sealed to hospital {v} is not meant for it in this session.")
-    body = plaintext[len(head) :]
-    return _Letter(pair_seed=body[:pair_bytes], share=body[pair_bytes:])
-
-
-def _open_letters(seat: Seat, sealing_key: SealingKey, request: MaskRequest, keys: Keys) -> dict[int, _Letter]:
-    letters: dict[int, _Letter] = {}
+def _open_letters(seat: Seat, sealing_key: SealingKey, request: MaskRequest, keys: Keys) -> dict[int, Letter]:
+    letters: dict[int, Letter] = {}
     for listed, ciphertext in request.deliveries:
         sender, letter = _open_delivery(seat, sealing_key, listed, ciphertext, keys)
         if letters and sender <= max(letters):
@@ -356,7 +329,7 @@ def _open_letters(seat: Seat, sealing_key: SealingKey, request: MaskRequest, key
 
 def _open_delivery(
     seat: Seat, sealing_key: SealingKey, listed: bytes, ciphertext: bytes, keys: Keys
-) -> tuple[int, _Letter]:
+) -> tuple[int, Letter]:
     shares = decode(ShareList, listed)
     u, v = shares.sender, seat.point
     name = seat.name_of(u)
@@ -366,29 +339,24 @@ def _open_delivery(
     key_of(keys, name).verify("shares", shares.body, shares.signature, signer=name, scope=seat.context)
     if sha256(ciphertext).digest() != shares.hash_for(v):
         raise SealError(f"The ciphertext delivered as from hospital {u} is not the one it listed for this hospital.")
-    letter = _open_letter(seat, sealing_key, u, ciphertext)
+    letter = open_letter(sealing_key, ciphertext, context=seat.context, u=u, v=v, n=len(seat.names))
     if u < v and commitment(PAIR, seat.context, u, v, letter.pair_seed) != shares.pair_commitment(v):
         raise ShareError(f"Hospital {u} sealed another pair seed than the one it committed to.")
     return u, letter
 
 
-def _seed(block: bytes, u: int, v: int) -> bytes:
-    """Of the seeds (or the shares of them) that u dealt: the one for its pair with v >= u, itself for `v == u`."""
-    return block[SEED_BYTES * (v - u) : SEED_BYTES * (v - u + 1)]
-
-
 def _commitments(seat: Seat, seeds: bytes) -> tuple[bytes, ...]:
     u = seat.point
     return tuple(
-        commitment(SELF if v == u else PAIR, seat.context, u, v, _seed(seeds, u, v))
+        commitment(SELF if v == u else PAIR, seat.context, u, v, seed_of(seeds, u, v))
         for v in range(u, len(seat.names) + 1)
     )
 
 
-def _mask_keys(seat: Seat, seeds: bytes, letters: Mapping[int, _Letter]) -> tuple[list[bytes], list[bytes]]:
+def _mask_keys(seat: Seat, seeds: bytes, letters: Mapping[int, Letter]) -> tuple[list[bytes], list[bytes]]:
     u, context = seat.point, seat.context
-    plus = [mask_key(SELF, context, u, u, _seed(seeds, u, u))]
-    plus += [mask_key(PAIR, context, u, v, _seed(seeds, u, v)) for v in sorted(letters) if v > u]
+    plus = [mask_key(SELF, context, u, u, seed_of(seeds, u, u))]
+    plus += [mask_key(PAIR, context, u, v, seed_of(seeds, u, v)) for v in sorted(letters) if v > u]
     minus = [mask_key(PAIR, context, v, u, letters[v].pair_seed) for v in sorted(letters) if v < u]
     return plus, minus
 

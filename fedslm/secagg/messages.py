@@ -18,14 +18,20 @@ from fedslm.errors import DecodeError
 from fedslm.secagg.wire import Blob, Data, Fixed, Layout, Many, Number, Points, Text, Tuple
 
 HASH_BYTES = 32
-HEAD_BYTES = 40
+HEAD_BYTES = 72
+"""The head of a privacy ledger: the ledger's id (32), the newest row's number (8) and hash (32)."""
+
 NO_HEAD = bytes(HEAD_BYTES)
-"""A ledger head (row number in 8 bytes, row hash in 32) that says there is no ledger."""
+"""Stands where a head would, for a hospital without a ledger."""
+
+MAX_PROOFS = 16
+"""Proofs of others' heads that come with one answer to an invitation."""
 
 _HASH = Fixed(HASH_BYTES)
 _SIGNATURE = Fixed(SIGNATURE_BYTES)
 _POINT = Number(1)
 _SESSION = Number(4)
+_HEAD = Fixed(HEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +58,7 @@ class Advert:
             ("member", Text()),
             ("serial", Number(8)),
             ("sealing_key", Fixed(PUBLIC_KEY_BYTES)),
-            ("ledger_head", Fixed(HEAD_BYTES)),
+            ("ledger_head", _HEAD),
             ("signature", _SIGNATURE),
         ),
     )
@@ -173,15 +179,24 @@ class SharesReply:
       shares: its signed list, encoded.
       ciphertexts: for every other point, ascending.
       next_advert: its advert for the next session, encoded.
+      receipt: signed by it, that the session is booked in its privacy ledger; what it says is none of this protocol's.
     """
 
     context: bytes
     shares: bytes
     ciphertexts: tuple[bytes, ...]
     next_advert: bytes
+    receipt: bytes
 
     LAYOUT: ClassVar[Layout] = Layout(
-        4, (("context", _HASH), ("shares", Blob()), ("ciphertexts", Many(Blob())), ("next_advert", Blob()))
+        4,
+        (
+            ("context", _HASH),
+            ("shares", Blob()),
+            ("ciphertexts", Many(Blob())),
+            ("next_advert", Blob()),
+            ("receipt", Blob()),
+        ),
     )
 
 
@@ -289,3 +304,56 @@ class AbortReply:
     signature: bytes
 
     LAYOUT: ClassVar[Layout] = Layout(12, (("session", _SESSION), ("member", Text()), ("signature", _SIGNATURE)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """Coordinator to hospital: join, and look at what is known of everybody's ledger.
+
+    Attributes:
+      known: of each other hospital whose ledger the coordinator has heard of: its name and newest head, ascending by name.
+      own: the proof of the receiver's own newest head, encoded; empty where the coordinator has none.
+    """
+
+    known: tuple[tuple[str, bytes], ...]
+    own: bytes
+
+    LAYOUT: ClassVar[Layout] = Layout(13, (("known", Many(Tuple((Text(), _HEAD)))), ("own", Blob())))
+
+    def __post_init__(self) -> None:
+        if any(a >= b for (a, _), (b, _) in itertools.pairwise(self.known)):
+            raise DecodeError("The known heads are not in ascending order of names, or a hospital stands twice.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadProof:
+    """That a hospital signed the head of its ledger: an advert of its, with what that was for.
+
+    Attributes:
+      scope: the hashes of the plan and of the roster that the advert was signed for, 64 bytes.
+      advert: encoded.
+    """
+
+    scope: bytes
+    advert: bytes
+
+    LAYOUT: ClassVar[Layout] = Layout(14, (("scope", Fixed(2 * HASH_BYTES)), ("advert", Blob())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReply:
+    """Hospital to coordinator: it joins.
+
+    Attributes:
+      advert: its advert for the next session, encoded.
+      proofs: encoded, of heads of other hospitals that are newer than those the coordinator said it knows.
+    """
+
+    advert: bytes
+    proofs: tuple[bytes, ...] = ()
+
+    LAYOUT: ClassVar[Layout] = Layout(15, (("advert", Blob()), ("proofs", Many(Blob()))))
+
+    def __post_init__(self) -> None:
+        if len(self.proofs) > MAX_PROOFS:
+            raise DecodeError(f"{len(self.proofs)} proofs of others' heads came at once; at most {MAX_PROOFS} may.")

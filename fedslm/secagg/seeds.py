@@ -18,6 +18,11 @@ def cut_pairs(sharers: tuple[int, ...], survivors: tuple[int, ...]) -> Iterator[
     return ((v, w) for v in sharers for w in sharers if v < w and (v in inside) != (w in inside))
 
 
+def seed_of(block: bytes, u: int, v: int) -> bytes:
+    """Of the seeds that u dealt, or the shares of them: the one for its pair with v > u; its self seed for v == u."""
+    return block[SEED_BYTES * (v - u) : SEED_BYTES * (v - u + 1)]
+
+
 def commitment(label: str, context: bytes, u: int, v: int, seed: bytes) -> bytes:
     """SHA-256 over label, context, dealer u, other end v (u itself for a self seed) and the seed."""
     return sha256(pack(label.encode(), context, bytes([u, v]), seed)).digest()

@@ -17,8 +17,8 @@ from fedslm.crypto.seal import seal
 from fedslm.encoding import pack
 from fedslm.errors import AdvertError, BoundError, RosterError, SealError, SignatureError
 from fedslm.secagg.encoding import FixedPoint
-from fedslm.secagg.messages import Advert
-from fedslm.secagg.wire import encode
+from fedslm.secagg.messages import Advert, HeadProof
+from fedslm.secagg.wire import decode, encode
 
 PROTOCOL = b"fedslm-secagg/1"
 MIN_HOSPITALS = 3
@@ -182,22 +182,36 @@ def verify_advert(
       AdvertError: its member is not in the roster, the signature is not its member's for this plan and roster, or its
         sealing key is malformed: found only after training, that would cost everybody the session.
     """
-    try:
-        key_of(keys, advert.member).verify(
-            "advert",
-            advert.body,
-            advert.signature,
-            signer=advert.member,
-            scope=advert_scope(plan_sha256, roster_sha256),
-        )
-    except (SignatureError, RosterError):
-        raise AdvertError(
-            f"The advert in the name of '{advert.member}' is not signed by a member of the roster for this plan."
-        ) from None
+    _verify_signature(advert, keys, scope=advert_scope(plan_sha256, roster_sha256))
     try:
         seal(b"", to=advert.sealing_key, info=b"")
     except SealError:
         raise AdvertError(f"The advert of '{advert.member}' carries a key that nothing can be sealed to.") from None
+
+
+def verify_proof(proof: HeadProof, keys: Mapping[str, PublicIdentity]) -> Advert:
+    """Checks that a hospital signed the head of its ledger, in an advert for whatever plan and roster that was.
+
+    Args:
+      keys: of the hospitals whose heads are wanted.
+    Returns:
+      The advert; its member signed its `ledger_head`.
+    Raises:
+      DecodeError: the proof holds no advert. AdvertError: the advert is of another hospital, or not signed by its member
+        under the proof's scope.
+    """
+    advert = decode(Advert, proof.advert)
+    _verify_signature(advert, keys, scope=proof.scope)
+    return advert
+
+
+def _verify_signature(advert: Advert, keys: Mapping[str, PublicIdentity], *, scope: bytes) -> None:
+    try:
+        key_of(keys, advert.member).verify("advert", advert.body, advert.signature, signer=advert.member, scope=scope)
+    except (SignatureError, RosterError):
+        raise AdvertError(
+            f"The advert in the name of '{advert.member}' is not signed by a member of the roster for this plan."
+        ) from None
 
 
 def key_of(keys: Mapping[str, PublicIdentity], name: str) -> PublicIdentity:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from fedslm.errors import DecodeError
 
 MAGIC = b"FSLM"
-VERSION = 1
+VERSION = 2
+"""Of the layouts of all documents: where one changes, this does."""
 MAX_POINT = 255
 
 Data = bytes | memoryview

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedslm.encoding import arrays_sha256
-from fedslm.errors import ConfigError, DecodeError, ModelError, ProtocolError
+from fedslm.errors import ConfigError, DecodeError, LedgerError, ModelError, ProtocolError, RollbackError
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import (
     ErrorCode,
@@ -25,12 +25,14 @@ from fedslm.flower.records import (
     plan_config,
     protocol_code,
     put_secagg,
+    read_plan,
     read_plan_signature,
     read_train_request,
     secagg_bytes,
     to_array_record,
     to_vector,
 )
+from fedslm.governance.plan import Plan
 from tests.builders import masked_plan, toy_plan
 
 
@@ -210,3 +212,29 @@ def test_every_refusal_has_a_code_of_its_own() -> None:
     codes = [protocol_code(kind("x")) for kind in ProtocolError.__subclasses__() if kind.__name__ != "ShareError"]
     assert len(set(codes)) == len(codes) == 9
     assert all(code >= ErrorCode.ROSTER_REFUSED for code in codes)
+
+
+def test_a_refused_ledger_has_one_code_whatever_is_wrong_with_it() -> None:
+    assert protocol_code(LedgerError("x")) == protocol_code(RollbackError("x")) == ErrorCode.LEDGER_REFUSED
+
+
+def test_a_plan_is_parsed_once_for_all_that_ask_a_message_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, parsed = toy_plan(nonce="7" * 32), []
+    whole = Plan.from_bytes
+    monkeypatch.setattr(Plan, "from_bytes", lambda data: parsed.append(data) or whole(data))  # type: ignore[func-returns-value]
+    asked = message(config=plan_config(plan))
+    assert [read_plan(asked) for _ in range(5)] == [plan] * 5
+    assert parsed == [plan.to_bytes()]
+
+
+def test_a_plan_is_never_taken_for_another() -> None:
+    plans = [toy_plan(nonce=f"{number:032x}") for number in range(20)]
+    for plan in [*plans, *reversed(plans)]:
+        assert read_plan(message(config=plan_config(plan))) == plan
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", toy_plan().to_bytes() + b" "])
+def test_a_plan_that_is_refused_is_refused_every_time(data: bytes) -> None:
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            read_plan(configured({"plan": data}))

@@ -27,7 +27,6 @@ from fedslm.secagg import hospital
 from fedslm.secagg.encoding import Ring
 from fedslm.secagg.hospital import Confirmed, Masked, Seat, Shared
 from fedslm.secagg.messages import (
-    NO_HEAD,
     Advert,
     ConfirmRequest,
     MaskRequest,
@@ -38,7 +37,7 @@ from fedslm.secagg.messages import (
 )
 from fedslm.secagg.seeds import SEED_BYTES, mask_key
 from fedslm.secagg.terms import Terms
-from tests.secagg.session import SCOPE, identity, levels_of, name_of, sealing_key, terms_for
+from tests.secagg.session import SCOPE, identity, ledger_head, levels_of, name_of, sealing_key, terms_for
 
 Sets = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -169,8 +168,9 @@ class StandIn:
 @functools.cache
 def advert_by(signer: Callable[[str], Signer], name: str, serial: int) -> Advert:
     key = sealing_key(name, serial).public
+    head = ledger_head(name, serial)
     return Advert.sign(
-        cast(Identity, signer(name)), member=name, serial=serial, sealing_key=key, ledger_head=NO_HEAD, scope=SCOPE
+        cast(Identity, signer(name)), member=name, serial=serial, sealing_key=key, ledger_head=head, scope=SCOPE
     )
 
 
@@ -234,6 +234,7 @@ class Adversary:
             sealing_key=sealing_key(name, session),
             identity=self.signers[point],
             next_advert=terms.adverts[point - 1],
+            receipt=b"",
         )
         others = [other for other in range(1, self.n + 1) if other != point]
         shares = {point: state.own_share}

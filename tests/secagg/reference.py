@@ -127,8 +127,25 @@ def context_of(
 def advert_bytes(member: str, serial: int, sealing_key: bytes, ledger_head: bytes, signature: bytes) -> bytes:
     name = member.encode()
     return (
-        b"FSLM\x01\x01" + bytes([len(name)]) + name + struct.pack(">Q", serial) + sealing_key + ledger_head + signature
+        b"FSLM\x02\x01" + bytes([len(name)]) + name + struct.pack(">Q", serial) + sealing_key + ledger_head + signature
     )
+
+
+def blob(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def proof_bytes(scope: bytes, advert: bytes) -> bytes:
+    return b"FSLM\x02\x0e" + scope + blob(advert)
+
+
+def join_bytes(advert: bytes, proofs: Sequence[bytes]) -> bytes:
+    return b"FSLM\x02\x0f" + blob(advert) + struct.pack(">H", len(proofs)) + b"".join(map(blob, proofs))
+
+
+def invitation_bytes(known: Sequence[tuple[str, bytes]], own: bytes) -> bytes:
+    heads = b"".join(bytes([len(name.encode())]) + name.encode() + head for name, head in known)
+    return b"FSLM\x02\x0d" + struct.pack(">H", len(known)) + heads + blob(own)
 
 
 def fixed_point_bytes(ring_bits: int, parties: int, blocks: Iterable[tuple[str, int, float]]) -> bytes:

@@ -22,13 +22,7 @@ from fedslm.secagg import hospital
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import Block, FixedPoint, Ring
 from fedslm.secagg.hospital import Confirmed, Masked, Seat, Shared
-from fedslm.secagg.messages import (
-    NO_HEAD,
-    Advert,
-    ConfirmRequest,
-    MaskRequest,
-    UnmaskRequest,
-)
+from fedslm.secagg.messages import Advert, ConfirmRequest, MaskRequest, UnmaskRequest
 from fedslm.secagg.terms import Bounds, Terms, advert_scope
 from fedslm.secagg.wire import Document, decode, encode
 
@@ -66,6 +60,12 @@ def sealing_key(name: str, serial: int) -> SealingKey:
     return SealingKey.from_bytes(sha512(b"mlkem " + tag).digest() + sha256(b"x25519 " + tag).digest())
 
 
+def ledger_head(name: str, row: int) -> bytes:
+    """The head of a hospital's ledger when it ends at that row."""
+    ledger, last = (sha256(f"{name} row {number}".encode()).digest() for number in (1, row))
+    return ledger + row.to_bytes(8, "big") + last
+
+
 def advert(name: str, serial: int = 1, scope: bytes = SCOPE) -> Advert:
     """A hospital's advert; signed once a test run, as ML-DSA signs differently each time."""
     return _advert(name, serial, scope)
@@ -74,7 +74,8 @@ def advert(name: str, serial: int = 1, scope: bytes = SCOPE) -> Advert:
 @functools.cache
 def _advert(name: str, serial: int, scope: bytes) -> Advert:
     key = sealing_key(name, serial).public
-    return Advert.sign(identity(name), member=name, serial=serial, sealing_key=key, ledger_head=NO_HEAD, scope=scope)
+    head = ledger_head(name, serial)
+    return Advert.sign(identity(name), member=name, serial=serial, sealing_key=key, ledger_head=head, scope=scope)
 
 
 def fixed_point(n: int, *, d: int = 5, bits: int = 32) -> FixedPoint:
@@ -140,6 +141,7 @@ class Session:
             sealing_key=sealing_key(name, self.terms.adverts[point - 1].serial),
             identity=identity(name),
             next_advert=advert(name, self.terms.session + 1),
+            receipt=b"",
             draw=self.draw,
         )
         return encode(reply)

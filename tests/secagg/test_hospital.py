@@ -29,7 +29,9 @@ from fedslm.errors import (
 )
 from fedslm.secagg import hospital
 from fedslm.secagg.hospital import Confirmed, Masked, Seat, Shared
+from fedslm.secagg.letters import Letter
 from fedslm.secagg.messages import (
+    NO_HEAD,
     Advert,
     ConfirmReply,
     ConfirmRequest,
@@ -82,7 +84,7 @@ def test_a_session_without_my_advert_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [advert(name_of(ME), 2), dataclasses.replace(advert(name_of(ME)), ledger_head=b"1" * 40)]
+    "own", [advert(name_of(ME), 2), dataclasses.replace(advert(name_of(ME)), ledger_head=b"1" * 72)]
 )
 def test_my_advert_altered_or_an_older_one_of_mine_is_refused(own: Advert) -> None:
     with pytest.raises(AdvertError, match="not the one it made for this session"):
@@ -108,7 +110,7 @@ def test_two_members_with_one_key_are_refused() -> None:
         member=name_of(5),
         serial=1,
         sealing_key=sealing_key(name_of(1), 1).public,
-        ledger_head=bytes(40),
+        ledger_head=NO_HEAD,
         scope=terms_for(5).plan_sha256 + terms_for(5).roster_sha256,
     )
     with pytest.raises(AdvertError, match="same key"):
@@ -234,7 +236,7 @@ def test_what_a_hospital_with_another_adapter_or_settings_sealed_is_refused(step
     other = dataclasses.replace(admitted(step2.session.terms, me=name_of(1)), context=shown.context)
     key, mine = sealing_key(name_of(1), 1), identity(name_of(1))
     _, reply = hospital.share(
-        other, step2.session.terms, sealing_key=key, identity=mine, next_advert=advert(name_of(1))
+        other, step2.session.terms, sealing_key=key, identity=mine, next_advert=advert(name_of(1)), receipt=b""
     )
     with pytest.raises(SignatureError, match="'hospital-001'"):
         step2.mask([(reply.shares, reply.ciphertexts[1]), *step2.deliveries((2, 4, 5))])
@@ -629,6 +631,15 @@ def test_seeds_are_the_bytes_that_were_drawn_all_of_them() -> None:
     assert [len(part) for part in drawn] == [4 * SEED_BYTES, 4 * SEED_BYTES * 3]  # t - 1 = 3 coefficients a byte
 
 
+def test_a_receipt_goes_out_as_it_came_in() -> None:
+    terms, key, mine = terms_for(5), sealing_key(name_of(1), 1), identity(name_of(1))
+    seat = admitted(terms, me=name_of(1))
+    more: dict[str, Any] = {"sealing_key": key, "identity": mine, "next_advert": advert(name_of(1), 2)}
+    for receipt in (b"", b"any bytes at all"):
+        _, reply = hospital.share(seat, terms, receipt=receipt, **more)
+        assert decode(SharesReply, encode(reply)).receipt == receipt
+
+
 def test_seeds_come_from_the_operating_system_and_differ_each_time(session: Session) -> None:
     seeds = set()
     for _ in range(3):
@@ -674,7 +685,7 @@ def test_nothing_secret_shows_in_a_repr_a_log_or_an_error(session: Session, capl
 
 def test_an_opened_letter_does_not_show_itself() -> None:
     # In a traceback with local variables it would.
-    assert "secret seed" not in repr(hospital._Letter(pair_seed=b"secret seed", share=b"secret seed"))
+    assert "secret seed" not in repr(Letter(pair_seed=b"secret seed", share=b"secret seed"))
 
 
 def test_the_clear_vector_is_gone_after_masking(session: Session) -> None:

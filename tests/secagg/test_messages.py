@@ -10,9 +10,14 @@ import pytest
 from fedslm.crypto.identity import SIGNATURE_BYTES
 from fedslm.errors import DecodeError, SignatureError
 from fedslm.secagg.messages import (
+    HEAD_BYTES,
+    MAX_PROOFS,
     AbortReply,
     Advert,
     ConfirmReply,
+    HeadProof,
+    Invitation,
+    JoinReply,
     MaskedReply,
     ShareList,
     SharesReply,
@@ -41,7 +46,9 @@ def test_what_a_hospital_sends_has_no_room_for_counts_or_weights() -> None:
     # A regression test: frameworks have sent the number of examples, or the weight, in the clear beside the mask.
     sent = {
         Advert: {"member", "serial", "sealing_key", "ledger_head", "signature"},
-        SharesReply: {"context", "shares", "ciphertexts", "next_advert"},
+        JoinReply: {"advert", "proofs"},
+        HeadProof: {"scope", "advert"},
+        SharesReply: {"context", "shares", "ciphertexts", "next_advert", "receipt"},
         ShareList: {"sender", "hashes", "commitments", "signature"},
         MaskedReply: {"context", "sender", "vector"},
         ConfirmReply: {"context", "sender", "signature"},
@@ -114,7 +121,7 @@ def test_the_body_of_an_advert_is_what_was_signed() -> None:
         honest.body,
         dataclasses.replace(honest, serial=9).body,
         dataclasses.replace(honest, sealing_key=bytes(1216)).body,
-        dataclasses.replace(honest, ledger_head=b"1" * 40).body,
+        dataclasses.replace(honest, ledger_head=b"1" * 72).body,
     }
     assert len(bodies) == 4
 
@@ -128,3 +135,15 @@ def test_confirming_other_sets_is_signing_something_else() -> None:
 def test_a_confirmation_twice_or_out_of_order_is_refused(points: tuple[int, ...]) -> None:
     with pytest.raises(DecodeError, match="not in ascending order"):
         UnmaskRequest(context=HASHES[0], confirmations=tuple((point, SIGNATURE) for point in points))
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "a"), ("a", "c", "b")])
+def test_heads_of_a_hospital_twice_or_out_of_order_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(DecodeError, match="not in ascending order of names, or a hospital stands twice"):
+        Invitation(known=tuple((name, bytes(HEAD_BYTES)) for name in names), own=b"")
+
+
+def test_whoever_joins_brings_so_many_proofs_and_not_one_more() -> None:
+    assert len(JoinReply(advert=b"advert", proofs=(b"proof",) * MAX_PROOFS).proofs) == MAX_PROOFS
+    with pytest.raises(DecodeError, match=r"17 proofs .*at most 16"):
+        JoinReply(advert=b"advert", proofs=(b"proof",) * (MAX_PROOFS + 1))

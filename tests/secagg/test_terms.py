@@ -7,17 +7,29 @@ from typing import Any
 
 import pytest
 
-from fedslm.errors import AdvertError, BoundError, RosterError
+from fedslm.errors import AdvertError, BoundError, DecodeError, RosterError
 from fedslm.secagg.encoding import Block, FixedPoint
-from fedslm.secagg.messages import NO_HEAD, Advert
-from fedslm.secagg.terms import Bounds, Terms, advert_scope, default_colluders, key_of, threshold_of, verify_advert
+from fedslm.secagg.messages import NO_HEAD, Advert, HeadProof
+from fedslm.secagg.terms import (
+    Bounds,
+    Terms,
+    advert_scope,
+    default_colluders,
+    key_of,
+    threshold_of,
+    verify_advert,
+    verify_proof,
+)
+from fedslm.secagg.wire import encode
 from tests.secagg.session import (
     PLAN,
     ROSTER,
     SCOPE,
     advert,
     identity,
+    ledger_head,
     name_of,
+    public,
     roster,
     sealing_key,
     terms_for,
@@ -115,7 +127,7 @@ def other_terms() -> list[Terms]:
         {"adverts": (*base.adverts[:4], advert(name_of(6)))},
         {"adverts": (*base.adverts[:4], advert(name_of(5), 2))},
         {"adverts": (*base.adverts[:4], dataclasses.replace(base.adverts[4], signature=base.adverts[3].signature))},
-        {"adverts": (*base.adverts[:4], dataclasses.replace(base.adverts[4], ledger_head=b"1" * 40))},
+        {"adverts": (*base.adverts[:4], dataclasses.replace(base.adverts[4], ledger_head=b"1" * 72))},
     ]
     block = base.fixed_point.blocks[0]
     blocks = [
@@ -149,7 +161,7 @@ def forged(**changes: Any) -> Advert:
     [
         forged(serial=2),
         forged(sealing_key=sealing_key(name_of(9), 1).public),
-        forged(ledger_head=b"1" * 40),
+        forged(ledger_head=b"1" * 72),
         forged(member=name_of(3)),
         forged(signature=advert(name_of(2), 2).signature),
         forged(signature=advert(name_of(1)).signature),
@@ -179,6 +191,55 @@ def test_an_advert_to_which_nothing_can_be_sealed_is_refused_though_it_is_signed
     )
     with pytest.raises(AdvertError, match="nothing can be sealed to"):
         verify_advert(bad, roster(5), plan_sha256=PLAN, roster_sha256=ROSTER)
+
+
+def proof(of: Advert, scope: bytes = SCOPE) -> HeadProof:
+    return HeadProof(scope=scope, advert=encode(of))
+
+
+def test_a_proof_holds_for_whatever_plan_and_roster_its_advert_was_signed() -> None:
+    earlier = advert_scope(ROSTER, PLAN)
+    for scope in (SCOPE, earlier):
+        found = verify_proof(proof(advert(name_of(2), 4, scope), scope), roster(5))
+        assert (found.member, found.ledger_head) == (name_of(2), ledger_head(name_of(2), 4))
+
+
+def test_a_proof_needs_no_key_that_could_still_be_sealed_to() -> None:
+    bare = Advert.sign(
+        identity(name_of(2)), member=name_of(2), serial=1, sealing_key=bytes(1216), ledger_head=NO_HEAD, scope=SCOPE
+    )
+    assert verify_proof(proof(bare), roster(5)) == bare
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        proof(forged(ledger_head=ledger_head(name_of(2), 99))),
+        proof(forged(ledger_head=ledger_head(name_of(3), 1))),
+        proof(forged(member=name_of(3))),
+        proof(forged(serial=2)),
+        proof(forged(signature=advert(name_of(1)).signature)),
+        proof(advert(name_of(2)), advert_scope(PLAN, PLAN)),
+        proof(advert(name_of(2)), advert_scope(ROSTER, ROSTER)),
+        proof(advert(name_of(8))),
+    ],
+    ids=["a later row", "another ledger", "another hospital", "a serial", "signature", "roster", "plan", "stranger"],
+)
+def test_a_proof_that_its_hospital_did_not_sign_is_refused(bad: HeadProof) -> None:
+    with pytest.raises(AdvertError):
+        verify_proof(bad, roster(5))
+
+
+def test_a_proof_of_another_hospital_than_those_wanted_is_refused() -> None:
+    mine = {name_of(1): public(name_of(1))}
+    with pytest.raises(AdvertError, match="'hospital-002'"):
+        verify_proof(proof(advert(name_of(2))), mine)
+
+
+@pytest.mark.parametrize("content", [b"", b"FSLM", encode(advert(name_of(2)))[:-1], encode(proof(advert(name_of(2))))])
+def test_a_proof_without_an_advert_is_refused(content: bytes) -> None:
+    with pytest.raises(DecodeError):
+        verify_proof(HeadProof(scope=SCOPE, advert=content), roster(5))
 
 
 def test_one_forged_advert_is_enough_to_refuse_all() -> None:

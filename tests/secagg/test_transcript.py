@@ -28,6 +28,9 @@ from fedslm.secagg.hospital import Masked, Shared
 from fedslm.secagg.messages import (
     Advert,
     ConfirmRequest,
+    HeadProof,
+    Invitation,
+    JoinReply,
     MaskedReply,
     MaskRequest,
     ShareList,
@@ -35,10 +38,21 @@ from fedslm.secagg.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from fedslm.secagg.terms import Bounds, Terms
+from fedslm.secagg.terms import Bounds, Terms, verify_proof
 from fedslm.secagg.wire import MAGIC, VERSION, decode, encode
 from tests.secagg import reference
-from tests.secagg.session import Session, identity, kept, name_of, sealing_key, terms_for
+from tests.secagg.session import (
+    SCOPE,
+    Session,
+    advert,
+    identity,
+    kept,
+    ledger_head,
+    name_of,
+    roster,
+    sealing_key,
+    terms_for,
+)
 
 FILE = Path(__file__).resolve().parents[1] / "vectors" / "secagg_transcript.json"
 SEED = 32
@@ -234,6 +248,21 @@ def test_what_was_sealed_and_signed_then_is_still_taken(record: Record) -> None:
     assert bytes(reply.vector).hex() == record["masked"]["2"]
 
 
+def test_a_head_that_was_proved_then_is_still_proved(record: Record) -> None:
+    told = {what: base64.b64decode(data) for what, data in record["joining"].items()}
+    answer = decode(JoinReply, told["reply"])
+    found = verify_proof(decode(HeadProof, answer.proofs[0]), roster(4))
+    assert (found.member, found.ledger_head) == (name_of(2), ledger_head(name_of(2), 1))
+    plan, pinned = (bytes.fromhex(record["terms"][f"{what}_sha256"]) for what in ("plan", "roster"))
+    fields = found.member, found.serial, found.sealing_key, found.ledger_head, found.signature
+    proof = reference.proof_bytes(plan + pinned, reference.advert_bytes(*fields))
+    assert answer.proofs == (proof,)
+    assert told["reply"] == reference.join_bytes(base64.b64decode(record["adverts"][0]), [proof])
+    known = [(name_of(u), ledger_head(name_of(u), 1)) for u in (3, 4)]
+    assert told["invitation"] == reference.invitation_bytes(known, b"")
+    assert decode(Invitation, told["invitation"]) == Invitation(known=tuple(known), own=b"")
+
+
 # --- malformed messages --------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +283,9 @@ def receivers(record: Record) -> dict[str, Callable[[bytes], object]]:
     assert to_unmask
     return {
         "advert": lambda data: decode(Advert, data),
+        "invitation": lambda data: decode(Invitation, data),
+        "join": lambda data: decode(JoinReply, data),
+        "proof": lambda data: verify_proof(decode(HeadProof, data), keys),
         "mask": lambda data: hospital.mask(early, decode(MaskRequest, data), levels.copy(), keys=keys),
         "confirm": lambda data: hospital.confirm(masked, decode(ConfirmRequest, data), identity=identity(name_of(2))),
         "unmask": lambda data: session.unmask(2, data),
@@ -286,6 +318,7 @@ def malformed(context: bytes, listed: bytes) -> list[dict[str, str]]:
     unsigned = encode(dataclasses.replace(decode(ShareList, listed), signature=bytes(SIGNATURE_BYTES)))
     right = encode(ConfirmRequest(context=context, sharers=(1, 2, 3, 4), survivors=(1, 2, 4)))
     body = len(MAGIC) + 2 + 32
+    proved = encode(advert(name_of(2)))
 
     def confirm(sharers: tuple[int, ...], survivors: tuple[int, ...], *, at: bytes = context) -> bytes:
         return encode(ConfirmRequest(context=at, sharers=sharers, survivors=survivors))
@@ -326,10 +359,19 @@ def malformed(context: bytes, listed: bytes) -> list[dict[str, str]]:
         ("revealed", revealed(2, 3), "DecodeError", "a self share too few"),
         ("revealed", revealed(3, 4), "DecodeError", "a pair share too many"),
         ("revealed", revealed(3, 3, sender=4), "ConsistencyError", "in the name of another"),
-        ("shares", encode(SharesReply(context=bytes(32), shares=b"", ciphertexts=(), next_advert=b"")),
+        ("shares", encode(SharesReply(context=bytes(32), shares=b"", ciphertexts=(), next_advert=b"", receipt=b"")),
          "ConsistencyError", "another context"),
-        ("shares", encode(SharesReply(context=context, shares=b"", ciphertexts=(), next_advert=b"")),
+        ("shares", encode(SharesReply(context=context, shares=b"", ciphertexts=(), next_advert=b"", receipt=b"")),
          "DecodeError", "a list that is none"),
+        ("invitation", MAGIC + bytes([VERSION, 13, 0, 2]) + (b"\1b" + bytes(72) + b"\1a" + bytes(72)) + bytes(4),
+         "DecodeError", "names not ascending"),
+        ("invitation", MAGIC + bytes([VERSION, 13, 0, 1]) + b"\1a" + bytes(40) + bytes(4),
+         "DecodeError", "a head of 40 bytes"),
+        ("join", MAGIC + bytes([VERSION, 15]) + bytes(4) + bytes([0, 17]) + bytes(4 * 17), "DecodeError", "17 proofs"),
+        ("proof", encode(HeadProof(scope=SCOPE, advert=b"")), "DecodeError", "a proof without an advert"),
+        ("proof", encode(HeadProof(scope=bytes(64), advert=proved)), "AdvertError", "for another plan and roster"),
+        ("proof", encode(HeadProof(scope=SCOPE, advert=proved[:-1] + bytes([proved[-1] ^ 1]))),
+         "AdvertError", "not signed by its hospital"),
         ("advert", MAGIC + bytes([VERSION, 1, 0]), "DecodeError", "an empty name"),
         ("advert", MAGIC + bytes([VERSION, 1, 1, 0xFF]), "DecodeError", "a name that is not UTF-8"),
     ]  # fmt: skip
@@ -344,8 +386,8 @@ def regenerate() -> None:
     }
     record: Record = {
         "origin": "made by tests/secagg/test_transcript.py (python -m tests.secagg.test_transcript); checked there against an "
-        "independent reference. Four hospitals, T = 1, t = 3; hospital 3 shares and then drops out. Adverts and the delivery "
-        "are in base64, all other bytes in hex.",
+        "independent reference. Four hospitals, T = 1, t = 3; hospital 3 shares and then drops out. Adverts, the delivery "
+        "and the messages of joining are in base64, all other bytes in hex.",
         "terms": {
             "run_id": terms.run_id,
             "session": terms.session,
@@ -375,6 +417,10 @@ def regenerate() -> None:
     session = Session(terms)
     record["levels"] = {str(u): session.levels[u].tolist() for u in session.points}
     record |= outcome(replay(record), survivors)
+    proof = HeadProof(scope=SCOPE, advert=encode(terms.adverts[1]))
+    reply = JoinReply(advert=encode(terms.adverts[0]), proofs=(encode(proof),))
+    known = tuple((name_of(u), ledger_head(name_of(u), 1)) for u in (3, 4))
+    record["joining"] = {"invitation": b64(encode(Invitation(known=known, own=b""))), "reply": b64(encode(reply))}
     record["malformed"] = malformed(terms.context, base64.b64decode(record["delivery 1>2"]["shares"]))
     FILE.write_text(json.dumps(record, indent=1) + "\n")
 

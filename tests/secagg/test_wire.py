@@ -19,6 +19,9 @@ from fedslm.secagg.messages import (
     Advert,
     ConfirmReply,
     ConfirmRequest,
+    HeadProof,
+    Invitation,
+    JoinReply,
     MaskedReply,
     MaskRequest,
     Opening,
@@ -47,10 +50,10 @@ from fedslm.secagg.wire import (
 HASH, SIGNATURE = bytes(range(32)), bytes(number % 251 for number in range(SIGNATURE_BYTES))
 
 DOCUMENTS: tuple[Document, ...] = (
-    Advert(member="ä" * 3, serial=7, sealing_key=bytes(1216), ledger_head=bytes(40), signature=SIGNATURE),
+    Advert(member="ä" * 3, serial=7, sealing_key=bytes(1216), ledger_head=bytes(range(72)), signature=SIGNATURE),
     Opening(session=1, round=2, attempt=0, adverts=(b"one", b""), aborts=((3, "name", SIGNATURE),)),
     ShareList(sender=2, hashes=(HASH, HASH), commitments=(HASH,), signature=SIGNATURE),
-    SharesReply(context=HASH, shares=b"list", ciphertexts=(b"a", b"bc"), next_advert=b"advert"),
+    SharesReply(context=HASH, shares=b"list", ciphertexts=(b"a", b"bc"), next_advert=b"advert", receipt=b"{}"),
     MaskRequest(context=HASH, deliveries=((b"list", b"ciphertext"), (b"", b""))),
     MaskedReply(context=HASH, sender=1, vector=b"12345678"),
     ConfirmRequest(context=HASH, sharers=(1, 2, 255), survivors=(1, 255)),
@@ -59,6 +62,9 @@ DOCUMENTS: tuple[Document, ...] = (
     UnmaskReply(context=HASH, sender=1, self_shares=HASH, pair_shares=b""),
     AbortRequest(session=2**32 - 1),
     AbortReply(session=0, member="name", signature=SIGNATURE),
+    Invitation(known=(("a", bytes(range(72))), ("b", bytes(72))), own=b"proof"),
+    HeadProof(scope=HASH + HASH, advert=b"advert"),
+    JoinReply(advert=b"advert", proofs=(b"one", b"")),
     Seat(context=HASH, point=1, names=("a", "b", "c"), colluders=0, honest=2, ring_bits=32),
     Shared(seat=b"seat", seeds=HASH, own_share=HASH, sealing_key=HASH),
     Masked(seat=b"seat", shares=((1, HASH), (2, HASH))),
@@ -75,18 +81,23 @@ def test_a_document_is_read_back(document: Document) -> None:
 
 
 def test_the_numbers_of_the_kinds_are_fixed() -> None:
-    assert [document.LAYOUT.kind for document in DOCUMENTS] == [*range(1, 13), *range(101, 105)]
+    assert [document.LAYOUT.kind for document in DOCUMENTS] == [*range(1, 16), *range(101, 105)]
 
 
 def test_the_bytes_are_fixed_where_no_transcript_fixes_them() -> None:
     opening = Opening(session=1, round=2, attempt=3, adverts=(b"one", b""), aborts=((4, "ab", SIGNATURE),))
     assert encode(opening) == (
-        b"FSLM\x01\x02\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\x02\0\0\0\x03one\0\0\0\0\0\x01\0\0\0\x04\x02ab" + SIGNATURE
+        b"FSLM\x02\x02\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\x02\0\0\0\x03one\0\0\0\0\0\x01\0\0\0\x04\x02ab" + SIGNATURE
     )
-    assert encode(AbortRequest(session=2**32 - 1)) == b"FSLM\x01\x0b\xff\xff\xff\xff"
+    assert encode(AbortRequest(session=2**32 - 1)) == b"FSLM\x02\x0b\xff\xff\xff\xff"
     assert encode(AbortReply(session=1, member="ab", signature=SIGNATURE)) == (
-        b"FSLM\x01\x0c\0\0\0\x01\x02ab" + SIGNATURE
+        b"FSLM\x02\x0c\0\0\0\x01\x02ab" + SIGNATURE
     )
+    head = bytes(range(72))
+    invitation = Invitation(known=(("ab", head),), own=b"own")
+    assert encode(invitation) == b"FSLM\x02\x0d\0\x01\x02ab" + head + b"\0\0\0\x03own"
+    assert encode(HeadProof(scope=HASH + HASH, advert=b"x")) == b"FSLM\x02\x0e" + HASH + HASH + b"\0\0\0\x01x"
+    assert encode(JoinReply(advert=b"x", proofs=(b"yz",))) == b"FSLM\x02\x0f\0\0\0\x01x\0\x01\0\0\0\x02yz"
 
 
 @every_document
@@ -141,7 +152,7 @@ def test_rubbish_is_refused_with_no_other_error(document: Document, tail: bytes,
         assert encode(decode(type(document), data)) == data
 
 
-@pytest.mark.parametrize("data", [b"", b"FSLM", b"FSLM\x01", b"FSLM\x02\x01", b"XSLM\x01\x01"])
+@pytest.mark.parametrize("data", [b"", b"FSLM", b"FSLM\x02", b"FSLM\x01\x01", b"XSLM\x02\x01"])
 def test_the_kind_of_what_is_no_message_is_not_told(data: bytes) -> None:
     with pytest.raises(DecodeError):
         kind_of(data)

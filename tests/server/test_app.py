@@ -21,6 +21,7 @@ from fedslm.errors import (
 from fedslm.flower.bundle import RUN_FOLDER_KEY
 from fedslm.flower.records import ErrorCode
 from fedslm.governance.plan import Plan
+from fedslm.governance.receipt import Receipt
 from fedslm.reporting.events import Event, read_events
 from server.app import build_server_app, serve
 from server.run_folder import RunFolder
@@ -114,6 +115,10 @@ def test_a_masked_run_is_run_to_its_end_and_says_what_it_promised(masked_folder:
     assert (summary["masked"], summary["bound"], summary["sessions"]) == (True, started["bound"], 2)
     adapter = load_file(masked_folder / "adapter" / "adapter_model.safetensors")
     assert (adapter["x.lora_B.weight"] > 0).all()
+    receipts = [Receipt.from_bytes(line) for line in (masked_folder / "receipts.jsonl").read_bytes().splitlines()]
+    assert sorted((receipt.session, receipt.hospital) for receipt in receipts) == [
+        (session, name) for session in (1, 2) for name in masked().names
+    ]
     assert "on. The coordinator read only sums of updates" in (masked_folder / "adapter" / "README.md").read_text()
 
 
@@ -159,8 +164,8 @@ def test_a_run_that_was_cut_short_goes_on_with_the_sessions_it_has_left(masked_f
             if event.kind == "hospital_masked":
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        serve(secure(hospitals), masked_folder, observers=(Cut(),))
+    with secure(hospitals) as grid, pytest.raises(KeyboardInterrupt):
+        serve(grid, masked_folder, observers=(Cut(),))
     end = serve(secure(hospitals), masked_folder)
     assert (end.round, end.sessions) == (2, 3)
     events = list(read_events(masked_folder / "events.jsonl"))

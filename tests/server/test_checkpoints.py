@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedslm.errors import RunError
-from server.checkpoints import STATE_FILE, STRATEGY_FILE, WEIGHTS_FILE, Checkpoint, Checkpoints
+from server.checkpoints import STATE_FILE, STRATEGY_FILE, WEIGHTS_FILE, Checkpoint, Checkpoints, replace_file
 
 PLAN = "a" * 64
 
@@ -164,3 +164,29 @@ def test_a_run_without_its_start_says_so(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints" / "round-00000")
     with pytest.raises(RunError, match="start the run again"):
         opened(tmp_path).initial()
+
+
+def test_a_file_is_replaced_whole_and_is_on_the_disk_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file", list[str]()
+    replace_file(path, lambda new: new.write_text("old"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    replace_file(path, lambda new: new.write_text("new"))
+    assert path.read_text() == "new"
+    assert synced == [str(tmp_path / ".file"), str(tmp_path)]
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, lambda new: new.write_text("old"))
+
+    def interrupted(new: Path) -> None:
+        new.write_text("half of it")
+        raise KeyboardInterrupt
+
+    with full_disk(5), pytest.raises(OSError, match="large"):
+        replace_file(path, lambda new: new.write_text("longer than that"))
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, interrupted)
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

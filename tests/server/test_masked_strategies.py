@@ -16,6 +16,7 @@ from fedslm.flower.records import ARRAYS, to_array_record
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
 from server.aggregate import AggregateFile
+from server.receipts import ReceiptFile
 from server.secure_grid import SecureGrid
 from server.sessions import SessionCounter
 from simulations.local_grid import LocalGrid
@@ -87,6 +88,7 @@ def secure(folder: Path) -> SecureGrid:
         announcer=Announcer(),
         counter=SessionCounter(folder / "sessions.json"),
         aggregates=AggregateFile(folder / "aggregate.safetensors"),
+        receipts=ReceiptFile(folder / "receipts.jsonl"),
     )
     grid.join(timeout_s=60)
     return grid

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
-from fedslm.flower.records import join_reply, plan_config, read_plan
+from fedslm.flower.records import CONFIG, join_reply, plan_config, read_plan
 from fedslm.reporting.events import Announcer
 from server.exchange import Exchange
-from server.membership import Membership
+from server.membership import Check, Membership
 from simulations.local_grid import LocalGrid
 from tests.builders import toy_hospitals, toy_plan
 from tests.fakes import Clock, GrowingGrid, Recorder, hospital_app
@@ -27,23 +27,28 @@ class Waiting:
         self,
         *,
         is_dropped: Callable[[int, Message], bool] = lambda node, message: False,
-        check: Callable[[str, Message], str] = lambda name, reply: "",
+        check: Check = lambda node, name, reply: "",
         online: list[list[int]] | None = None,
         nodes: list[dict[str, Any]] = NODES,
     ) -> None:
         self.recorder, self.clock = Recorder(), Clock(1.0)
         self.invited: list[int] = []
+        self.told: list[tuple[int, str]] = []
 
         def listening(node: int, message: Message) -> bool:
             self.invited.append(node)
             return is_dropped(node, message)
+
+        def invite(node: int, name: str) -> RecordDict:
+            self.told.append((node, name))
+            return RecordDict({CONFIG: plan_config(PLAN)})
 
         self.network = GrowingGrid(hospital_app(), nodes, is_dropped=listening)
         self.network.online = [[1, 2, 3, 4]] if online is None else online
         self.members = Membership(
             Exchange(self.network, poll_s=0.0, clock=self.clock),
             plan=PLAN,
-            config=plan_config(PLAN),
+            invite=invite,
             announcer=Announcer(self.recorder),
             check=check,
         )
@@ -61,6 +66,15 @@ def test_only_those_named_are_asked_again() -> None:
     assert waiting.renew("hospital-1", "hospital-3") == [2, 4]
     assert waiting.renew() == []
     assert list(waiting.members.node_of) == list(PLAN.names)
+
+
+def test_an_invitation_is_made_for_the_hospital_that_the_node_was_last() -> None:
+    waiting = Waiting(online=[[1, 2, 3, 4]])
+    waiting.members.join(timeout_s=100)
+    assert sorted(waiting.told) == [(node, "") for node in (1, 2, 3, 4)]
+    waiting.told.clear()
+    waiting.renew("hospital-1", "hospital-3")
+    assert sorted(waiting.told) == [(2, "hospital-1"), (4, "hospital-3")]
 
 
 def test_a_silent_node_is_left_out_after_some_patience_and_asked_again_the_next_time() -> None:
@@ -105,7 +119,7 @@ def test_a_cohort_that_stays_away_is_given_up_at_the_deadline() -> None:
 
 
 def test_what_else_a_reply_must_hold_is_looked_at_before_the_name_is_entered() -> None:
-    waiting = Waiting(check=lambda name, reply: "ADVERT_REFUSED" if name == "hospital-2" else "")
+    waiting = Waiting(check=lambda node, name, reply: "ADVERT_REFUSED" if name == "hospital-2" else "")
     waiting.members.join(timeout_s=20)
     assert list(waiting.members.node_of) == ["hospital-0", "hospital-1", "hospital-3"]
     assert waiting.recorder.of("hospital_refused", "hospital", "code") == [("node 3", "ADVERT_REFUSED")]
@@ -118,9 +132,9 @@ def test_a_second_node_under_a_name_is_refused_before_its_reply_is_looked_at() -
     members = Membership(
         Exchange(network, poll_s=0.0, clock=Clock(0.1)),
         plan=PLAN,
-        config=plan_config(PLAN),
+        invite=lambda node, name: RecordDict({CONFIG: plan_config(PLAN)}),
         announcer=Announcer(),
-        check=lambda name, reply: looked.append(name) or "",  # type: ignore[func-returns-value]
+        check=lambda node, name, reply: looked.append(name) or "",  # type: ignore[func-returns-value]
     )
     members.join(timeout_s=20)
     assert looked == ["hospital-0", "hospital-1", "hospital-2"]
@@ -151,9 +165,7 @@ class TestANameThatWasTaken:
     @pytest.mark.parametrize("closed", [False, True])
     def test_it_is_given_to_the_other_node_when_its_holder_is_refused(self, closed: bool) -> None:
         refused: set[int] = set()
-        waiting = self.waiting(
-            check=lambda name, reply: "ADVERT_REFUSED" if reply.metadata.src_node_id in refused else ""
-        )
+        waiting = self.waiting(check=lambda node, name, reply: "ADVERT_REFUSED" if node in refused else "")
         waiting.network.closed = closed
         refused.add(1)
         assert waiting.renew("hospital-0") == [1, 2]

@@ -16,6 +16,7 @@ from fedslm.flower.compat import become_task, set_message_id
 from fedslm.flower.records import ARRAYS, CONFIG, content_bytes, to_array_record
 from fedslm.reporting.events import Announcer
 from server.aggregate import AggregateFile
+from server.receipts import ReceiptFile
 from server.secure_grid import SecureGrid
 from server.sessions import SessionCounter
 from tests.builders import masked_plan, toy_hospitals
@@ -88,6 +89,7 @@ def vectors_held(hospitals: int, folder: Path) -> float:
         announcer=Announcer(),
         counter=SessionCounter(folder / f"{hospitals}.json"),
         aggregates=AggregateFile(folder / f"{hospitals}.safetensors"),
+        receipts=ReceiptFile(folder / f"{hospitals}.jsonl"),
     )
     arrays = to_array_record({"a": np.zeros((2, LENGTH // 4), np.float32), "b": np.zeros(LENGTH // 2, np.float32)})
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": 1})})

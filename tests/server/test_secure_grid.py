@@ -19,10 +19,12 @@ from fedslm.errors import AdvertError, BudgetExceededError, ConfigError, ShareEr
 from fedslm.flower.records import ARRAYS, CONFIG, from_array_record, to_array_record
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
+from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.messages import Advert, UnmaskReply
 from fedslm.secagg.wire import decode, encode
-from server import secure_grid
+from server import preparation
 from server.aggregate import AggregateFile
+from server.receipts import ReceiptFile
 from server.secure_grid import SecureGrid
 from server.sessions import SessionCounter
 from simulations.local_grid import LocalGrid
@@ -90,6 +92,7 @@ class Bench:
             announcer=Announcer(self.recorder),
             counter=self.counter,
             aggregates=AggregateFile(folder / "aggregate.safetensors"),
+            receipts=ReceiptFile(folder / "receipts.jsonl"),
             finished=finished,
             poll_s=0.0,
             clock=Clock(1.0),
@@ -457,15 +460,15 @@ class TestAdverts:
         assert bench.told("hospital_joined", "hospital")[4:] == ["hospital-3"]
 
     def failing(self, monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
-        whole, left = secure_grid.Coordinator, [times]
+        whole, left = Coordinator, [times]
 
-        def made(*arguments: Any, **options: Any) -> secure_grid.Coordinator:
+        def made(*arguments: Any, **options: Any) -> Coordinator:
             left[0] -= 1
             if left[0] >= 0:
                 raise AdvertError("The advert of 'hospital-1' is no good.")
             return whole(*arguments, **options)
 
-        monkeypatch.setattr(secure_grid, "Coordinator", made)
+        monkeypatch.setattr(preparation, "Coordinator", made)
 
     def test_adverts_that_make_no_session_cost_none_and_are_asked_for_anew(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -498,7 +501,7 @@ class TestAdverts:
             raise ShareError("The shares of 1 seeds dealt by hospital-1 do not fit.")
 
         bench = Bench(tmp_path, plan_for(3, privacy={"max_sessions": 2}, training={"rounds": 1})).joined()
-        monkeypatch.setattr(secure_grid.Coordinator, "finish", unsolved)
+        monkeypatch.setattr(Coordinator, "finish", unsolved)
         with pytest.raises(
             TooFewHospitalsError, match=r"no sum in 2 sessions, .*dealt by hospital-1 do not fit; the model"
         ):
@@ -550,7 +553,7 @@ class TestRepeating:
                 raise KeyboardInterrupt
 
         first.grid._announcer.emit = crash  # type: ignore[method-assign, assignment]
-        with pytest.raises(KeyboardInterrupt):
+        with first.network, pytest.raises(KeyboardInterrupt):
             first.round()
         second = Bench(tmp_path, plan, hospitals=first.hospitals).joined()
         second.check(second.round(), *plan.names)
@@ -579,7 +582,7 @@ class TestRepeating:
 
         one = first.hospitals["hospital-0"]
         one.unmask = functools.partial(pressed, one)  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
+        with first.network, pytest.raises(KeyboardInterrupt):
             first.round()
         del one.unmask
         second = Bench(tmp_path, plan, hospitals=first.hospitals).joined()
