@@ -63,35 +63,42 @@ def read_agreement(message: Message, site: Site, store: Store) -> Agreement:
     roster = _pinned_roster(site, named)
     store.see_roster(roster.root.fingerprint, roster.serial)
     verify_plan(plan, signature, roster)
-    identity = _own_identity(site, roster)
+    identity = _member_identity(site, roster)
     return Agreement(hospital=site.hospital, plan=plan, roster=roster, identity=identity)
 
 
+def own_identity(site: Site) -> Identity:
+    """The keys that a hospital signs with.
+
+    Raises:
+      ConfigError: the file or its passphrase is missing, unreadable, or readable by others.
+    """
+    home = site.home()
+    passphrase = None if home.passphrase_file is None else read_passphrase(home.passphrase_file)
+    return read_identity(home.identity, passphrase)
+
+
 def _pinned_roster(site: Site, named: str) -> Roster:
-    keys = site.keys()
-    if named != keys.roster_sha256:
+    pin = site.roster_pin()
+    if named != pin.sha256:
         raise RosterError(
             f"The coordinator works under the roster {named[:12]}, site.yaml of {site.hospital} pins "
-            f"{keys.roster_sha256[:12]}; compare the two with the other hospitals."
+            f"{pin.sha256[:12]}; compare the two with the other hospitals."
         )
     try:
-        roster = read_roster(keys.roster.read_bytes())
+        roster = read_roster(pin.path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"The roster {keys.roster} cannot be read: {error.strerror}.") from None
-    if roster.sha256 != keys.roster_sha256:
-        raise RosterError(
-            f"The roster {keys.roster} has the hash {roster.sha256[:12]}, site.yaml pins {keys.roster_sha256[:12]}."
-        )
+        raise ConfigError(f"The roster {pin.path} cannot be read: {error.strerror}.") from None
+    if roster.sha256 != pin.sha256:
+        raise RosterError(f"The roster {pin.path} has the hash {roster.sha256[:12]}, site.yaml pins {pin.sha256[:12]}.")
     return roster
 
 
-def _own_identity(site: Site, roster: Roster) -> Identity:
-    keys = site.keys()
-    passphrase = None if keys.passphrase_file is None else read_passphrase(keys.passphrase_file)
-    identity = read_identity(keys.identity, passphrase)
+def _member_identity(site: Site, roster: Roster) -> Identity:
+    identity = own_identity(site)
     if roster.key_of(site.hospital) != identity.public:
         raise RosterError(
-            f"The roster names another key for {site.hospital} than the identity {keys.identity}; "
+            f"The roster names another key for {site.hospital} than the identity {site.identity}; "
             "use the identity whose public half the consortium has."
         )
     return identity

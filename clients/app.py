@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.guard import Handler, approve, close_egress, mask, redact
-from clients.promise import verify_epsilon
+from clients.guard import Handler, approve, close_egress, mask, redact, spend
+from clients.patients import enrol
 from clients.session import Part, take_part
-from clients.site import find_site, is_simulated, read_site
-from fedslm.errors import ConfigError
+from clients.site import own_site
 from fedslm.flower.records import (
     ABORT,
     CONFIRM,
     MASK,
-    TRAIN,
     UNMASK,
     join_reply,
     read_plan,
@@ -48,7 +46,7 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
       workbench: what the process keeps between messages; by default made at the first training message. A simulation
         hands in one, so that all its hospitals share one frozen base model.
     """
-    app = ClientApp(mods=[redact, close_egress, refuse_known_noise, approve, recompute_epsilon, mask])
+    app = ClientApp(mods=[redact, close_egress, approve, spend, mask])
 
     @functools.cache
     def bench() -> Workbench:
@@ -59,12 +57,12 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
         """Says who this is and which plan it approved; under a masked plan with a key for one session."""
-        site, plan = read_site(find_site(dict(context.node_config))), read_plan(message)
-        advert = b""
+        site, plan = own_site(dict(context.node_config)), read_plan(message)
+        answer = b""
         if plan.masked:
             with take_part(message, context) as part:
-                advert = part.advert()
-        return join_reply(message, hospital=site.hospital, plan=plan, advert=advert)
+                answer = part.join(secagg_bytes(message))
+        return join_reply(message, hospital=site.hospital, plan=plan, advert=answer)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -72,40 +70,13 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
         settle()
         from clients.train import train_round
 
-        site = read_site(find_site(dict(context.node_config)))
+        site = own_site(dict(context.node_config))
+        enrol(site, bench().units(site).examples)
         return update_reply(message, train_round(read_train_request(message), site, bench()))
 
     for message_type, answer in EXCHANGES.items():
         app.query(message_type.removeprefix("query."))(_exchange(answer))
     return app
-
-
-def refuse_known_noise(message: Message, context: Context, call_next: Handler) -> Message:
-    """Mod: a site file that was copied from a simulation would draw noise that anybody can compute.
-
-    Raises:
-      ConfigError: the site has a `simulation_seed` and this node is in no simulation.
-    """
-    config = dict(context.node_config)
-    site = read_site(find_site(config))
-    if site.simulation_seed is not None and not is_simulated(config):
-        raise ConfigError(
-            f"site.yaml of {site.hospital} has simulation_seed={site.simulation_seed}, so its noise would hide nothing; "
-            "remove the line."
-        )
-    return call_next(message, context)
-
-
-def recompute_epsilon(message: Message, context: Context, call_next: Handler) -> Message:
-    """Mod: nobody trains on the coordinator's word for what it costs.
-
-    Raises:
-      PrivacyError: see `verify_epsilon`.
-    """
-    if message.metadata.message_type.startswith(TRAIN):
-        site = read_site(find_site(dict(context.node_config)))
-        verify_epsilon(read_plan(message), site.hospital)
-    return call_next(message, context)
 
 
 def _exchange(answer: Callable[[Part, bytes], bytes]) -> Handler:

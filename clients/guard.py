@@ -1,6 +1,7 @@
-"""What stands between a hospital's training and the outside: `redact`, `close_egress`, `approve`, `mask`, outermost first.
+"""What stands between a hospital's training and the outside: mods of the installed ClientApp, outermost first.
 
-They are mods of the installed ClientApp. Whoever submits a run cannot remove them: a hospital runs its own wheel.
+`redact`, `close_egress`, `approve`, `spend`, `mask`. Whoever submits a run cannot remove them: a hospital runs its own
+wheel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from typing import TextIO
 
 from flwr.app import Context, Message
 
+from clients.ledger import open_ledger
+from clients.promise import verify_epsilon
 from clients.session import take_part
-from clients.site import find_site, read_site
-from fedslm.errors import BudgetExceededError, ConfigError, DataError, ModelError, PrivacyError, ProtocolError
+from clients.site import find_site, own_site, read_site
+from fedslm.errors import (
+    BudgetExceededError,
+    ConfigError,
+    DataError,
+    LedgerError,
+    ModelError,
+    PrivacyError,
+    ProtocolError,
+)
 from fedslm.flower.records import (
     ABORT,
     CONFIG,
@@ -36,7 +47,7 @@ from fedslm.flower.records import (
     secagg_bytes,
     secagg_reply,
 )
-from fedslm.secagg.messages import AbortReply, Advert, ConfirmReply, MaskedReply, SharesReply, UnmaskReply
+from fedslm.secagg.messages import AbortReply, ConfirmReply, JoinReply, MaskedReply, SharesReply, UnmaskReply
 from fedslm.secagg.wire import Document, kind_of
 
 Handler = Callable[[Message, Context], Message]
@@ -65,7 +76,7 @@ def _sealed(document: type[Document], *keys: str) -> Exit:
 EGRESS: dict[tuple[str, bool], Exit] = {
     (JOIN, False): Exit(keys=frozenset({"hospital", "plan-sha256"})),
     (TRAIN, False): Exit(arrays=frozenset({UPDATE})),
-    (JOIN, True): _sealed(Advert, "hospital", "plan-sha256"),
+    (JOIN, True): _sealed(JoinReply, "hospital", "plan-sha256"),
     (TRAIN, True): _sealed(SharesReply),
     (MASK, True): _sealed(MaskedReply),
     (CONFIRM, True): _sealed(ConfirmReply),
@@ -78,6 +89,7 @@ _CODES: tuple[tuple[type[Exception], ErrorCode], ...] = (
     (BudgetExceededError, ErrorCode.BUDGET_EXHAUSTED),
     (ConfigError, ErrorCode.PLAN_REFUSED),
     (PrivacyError, ErrorCode.PLAN_REFUSED),
+    (LedgerError, ErrorCode.LEDGER_REFUSED),
     (DataError, ErrorCode.DATA_UNUSABLE),
     (ModelError, ErrorCode.MODEL_UNAVAILABLE),
     (FloatingPointError, ErrorCode.NOT_FINITE),
@@ -120,12 +132,33 @@ def close_egress(message: Message, context: Context, call_next: Handler) -> Mess
 
 
 def approve(message: Message, context: Context, call_next: Handler) -> Message:
-    """Refuses every message whose plan this hospital's site file does not cover.
+    """Refuses every message whose plan this hospital's site file does not cover, or that costs more than it says.
 
     Raises:
-      ConfigError: plan and site file disagree.
+      ConfigError: plan and site file disagree. PrivacyError: see `verify_epsilon`.
     """
-    read_site(find_site(dict(context.node_config))).approve(read_plan(message))
+    site, plan = own_site(dict(context.node_config)), read_plan(message)
+    site.approve(plan)
+    if _kind(message) in (JOIN, TRAIN):  # nobody reserves or trains on the coordinator's word for what it costs
+        verify_epsilon(plan, site.hospital)
+    return call_next(message, context)
+
+
+def spend(message: Message, context: Context, call_next: Handler) -> Message:
+    """Pays for a plan in the clear: reserves it at the invitation, and books a session before it is trained.
+
+    A masked plan is paid for in its session (`clients/session.py`), which is opened and booked at once.
+
+    Raises:
+      BudgetExceededError, LedgerError, RunError: see `LedgerBook`; nothing was trained.
+    """
+    plan, kind = read_plan(message), _kind(message)
+    if not plan.masked and kind in (JOIN, TRAIN):
+        with open_ledger(own_site(dict(context.node_config))) as ledger:
+            if kind == JOIN:
+                ledger.reserve(plan, coordinator="")
+            else:
+                ledger.book(plan, coordinator="")
     return call_next(message, context)
 
 

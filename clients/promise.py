@@ -21,13 +21,13 @@ def verify_epsilon(plan: Plan, hospital: str) -> None:
     if plan.privacy.mode == "none" or plan.privacy.epsilon is None:
         return
     # The accountant takes a second to import, which the exchanges after the training need not pay.
-    from fedslm.privacy.accounting import EpsilonCurve
+    from fedslm.privacy.accounting import epsilon_spent
     from fedslm.privacy.planned import planned_mechanism
 
-    curve = EpsilonCurve(planned_mechanism(plan, hospital), delta=plan.privacy.delta)
-    found = curve.epsilon(plan.privacy.max_sessions)
+    sessions = plan.privacy.max_sessions
+    found = epsilon_spent(planned_mechanism(plan, hospital), sessions=sessions, delta=plan.privacy.delta)
     if found > plan.privacy.epsilon + ROUNDING:
         raise PrivacyError(
-            f"The plan says epsilon {plan.privacy.epsilon:g}, but its noise gives {found:.3g} over {plan.privacy.max_sessions} "
-            f"sessions at {hospital}; refuse it, and ask the coordinator who made it."
+            f"The plan says epsilon {plan.privacy.epsilon:g}, but its noise gives {found:.3g} over {sessions} sessions "
+            f"at {hospital}; refuse it, and ask the coordinator who made it."
         )

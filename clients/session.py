@@ -18,8 +18,11 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 
 from clients.agreement import Agreement, read_agreement
+from clients.database import Database
+from clients.heads import newer_proofs, note_claim, see_adverts
+from clients.ledger import LedgerBook
 from clients.sealed_state import MACHINE, SealedState
-from clients.site import Site, find_site, read_site
+from clients.site import Site, own_site
 from clients.store import IssuedAdvert, Session, Step, Store
 from clients.streams import ROUNDING, open_stream
 from fedslm.crypto.seal import SealingKey
@@ -34,14 +37,17 @@ from fedslm.flower.records import (
     to_vector,
 )
 from fedslm.flower.sessions import session_terms
+from fedslm.governance.receipt import Head, Receipt
 from fedslm.process import forbid_core_dumps
 from fedslm.secagg import hospital
 from fedslm.secagg.messages import (
-    NO_HEAD,
     AbortReply,
     AbortRequest,
     Advert,
     ConfirmRequest,
+    HeadProof,
+    Invitation,
+    JoinReply,
     MaskRequest,
     Opening,
     UnmaskRequest,
@@ -54,9 +60,14 @@ ADVERT = "advert"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A session whose terms this hospital accepted and booked, before it trains for it."""
+    """A session whose terms this hospital accepted and booked, before it trains for it.
+
+    Attributes:
+      head: the ledger's row in which it was booked.
+    """
 
     session: Session
+    head: Head
     attempt: int
     seat: hospital.Seat
     terms: Terms
@@ -66,20 +77,33 @@ class Opened:
 class Part:
     """This hospital in the sessions of one masked plan."""
 
-    def __init__(self, agreement: Agreement, *, site: Site, store: Store, sealed: SealedState) -> None:
+    def __init__(self, agreement: Agreement, *, site: Site, database: Database, sealed: SealedState) -> None:
         """Takes what `take_part` has opened."""
         self._agreement = agreement
         self._plan = agreement.plan
         self._run = agreement.plan.sha256
         self._site = site
-        self._store = store
+        self._database = database
+        self._store = Store(database)
+        self._ledger = LedgerBook(database, site=site, identity=agreement.identity)
         self._sealed = sealed
 
-    def advert(self) -> bytes:
-        """A new one-time key, signed; it takes the place of the one before."""
+    def join(self, data: bytes) -> bytes:
+        """Reserves what the plan may cost, and answers with a new one-time key, signed, in the place of the one before.
+
+        Raises:
+          BudgetExceededError: the budget does not cover the plan. LedgerError: the ledger is behind what this hospital
+          signed, or damaged. AdvertError: the invitation shows a head in this hospital's name that is not its own.
+        """
+        invitation, mine = decode(Invitation, data), self._agreement.keys[self._agreement.hospital]
+        if invitation.own:
+            note_claim(self._database, decode(HeadProof, invitation.own), me=self._agreement.hospital, key=mine)
+        self._ledger.reserve(self._plan, coordinator=self._coordinator)
         issued, key = self._issue()
         self._keep_advert(issued, key)
-        return issued.data
+        known = {member: Head.from_bytes(head) for member, head in invitation.known}
+        others = {name: key for name, key in self._agreement.keys.items() if name != self._agreement.hospital}
+        return encode(JoinReply(advert=issued.data, proofs=newer_proofs(self._database, known, keys=others)))
 
     def open(self, message: Message) -> Opened:
         """Step 1, before a record is read: accepts a session on its terms, and books it.
@@ -98,10 +122,10 @@ class Part:
         own = decode(Advert, issued.data)
         seat = hospital.admit(terms, me=self._agreement.hospital, own_advert=own, keys=self._agreement.keys)
         session = _booked(self._run, opening, terms, excused=self._excused(opening, terms))
-        self._store.book(session, advert=issued.serial, max_sessions=self._max_sessions)
+        head = self._book(session, issued, terms)
         self._sealed.forget(MACHINE, ADVERT)  # what an earlier session left behind
         self._sealed.forget_vector()
-        return Opened(session=session, attempt=opening.attempt, seat=seat, terms=terms, sealing_key=key)
+        return Opened(session=session, head=head, attempt=opening.attempt, seat=seat, terms=terms, sealing_key=key)
 
     def share(self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
         """Step 1, after training: encodes the update, seals it, and deals the shares of what will mask it.
@@ -121,6 +145,7 @@ class Part:
                 sealing_key=opened.sealing_key,
                 identity=self._agreement.identity,
                 next_advert=decode(Advert, issued.data),
+                receipt=self._receipt(opened),
             )
             answer = self._answer(opened.session, Step.SHARE, reply, keep=state)
         except BaseException:
@@ -192,10 +217,30 @@ class Part:
             config_sha256=config_sha256(message),
         )
 
+    def _book(self, session: Session, issued: IssuedAdvert, terms: Terms) -> Head:
+        """Pays for a session and opens it, both or neither; nothing of it is worked for before."""
+        scope = advert_scope(self._agreement.plan_sha256, self._agreement.roster_sha256)
+        others = [advert for advert in terms.adverts if advert.member != self._agreement.hospital]
+
+        def take_place() -> None:
+            self._store.open(session, advert=issued.serial)
+            see_adverts(self._database, others, scope=scope, keys=self._agreement.keys)
+
+        return self._ledger.book(self._plan, coordinator=self._coordinator, session=session.number, along=take_place)
+
+    def _receipt(self, opened: Opened) -> bytes:
+        receipt = Receipt.sign(
+            self._agreement.identity,
+            hospital=self._agreement.hospital,
+            head=opened.head,
+            run=self._run,
+            session=opened.session.number,
+        )
+        return receipt.to_bytes()
+
     @property
-    def _max_sessions(self) -> int | None:
-        # Without privacy there is no noise that was made for a number of sessions.
-        return None if self._plan.privacy.mode == "none" else self._plan.privacy.max_sessions
+    def _coordinator(self) -> str:
+        return self._agreement.roster.coordinator.key.fingerprint
 
     def _excused(self, opening: Opening, terms: Terms) -> tuple[int, ...] | None:
         """Without noise, two sums over one adapter with different survivors differ by one hospital's update.
@@ -228,7 +273,7 @@ class Part:
         return opened.terms.fixed_point.encode(vector, stream)
 
     def _issue(self) -> tuple[IssuedAdvert, SealingKey]:
-        key, agreement = SealingKey.generate(), self._agreement
+        key, agreement, head = SealingKey.generate(), self._agreement, self._ledger.head()
         scope = advert_scope(agreement.plan_sha256, agreement.roster_sha256)
 
         def make(serial: int) -> bytes:
@@ -237,7 +282,7 @@ class Part:
                 member=agreement.hospital,
                 serial=serial,
                 sealing_key=key.public,
-                ledger_head=NO_HEAD,
+                ledger_head=head.to_bytes(),
                 scope=scope,
             )
             return encode(advert)
@@ -266,13 +311,14 @@ def take_part(message: Message, context: Context) -> Iterator[Part]:
       ConfigError, RosterError, SignatureError: see `read_agreement`. RunError: the state folder cannot be used.
     """
     forbid_core_dumps()
-    site = read_site(find_site(dict(context.node_config)))
-    folder = site.keys().state_folder
-    with Store(folder, hospital=site.hospital) as store:
+    site = own_site(dict(context.node_config))
+    folder = site.home().state_folder
+    with Database(folder, hospital=site.hospital, population=site.population) as database:
+        store = Store(database)
         agreement = read_agreement(message, site, store)
         sealed = SealedState(folder, context.state, run=agreement.plan.sha256)
         store.visit_finished(sealed.other_runs, sealed.forget_run)
-        yield Part(agreement, site=site, store=store, sealed=sealed)
+        yield Part(agreement, site=site, database=database, sealed=sealed)
 
 
 def _booked(run: str, opening: Opening, terms: Terms, *, excused: tuple[int, ...] | None) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,14 +48,37 @@ class RecordSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteKeys:
-    """What a hospital signs with, whom it trusts, and where it keeps its state; see `Site`."""
+class Home:
+    """What a hospital signs with, and where it keeps what outlives a message; see `Site`.
+
+    Attributes:
+      anchor_file: None in a simulation only.
+    """
 
     identity: Path
     passphrase_file: Path | None
-    roster: Path
-    roster_sha256: str
     state_folder: Path
+    anchor_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RosterPin:
+    """Whom a hospital trusts; see `Site`."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one population's patients may be exposed to, over its life.
+
+    Attributes:
+      epsilon: math.inf where the site file says "unlimited".
+    """
+
+    epsilon: float
+    delta: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -66,16 +90,22 @@ class Site:
       sources: where its records are.
       unit: what it wants protected; a plan with another unit is refused.
       declared_population: how many such units it declares; the public normaliser rests on it.
+      population: whose records these are. One ledger is kept for each population, for life.
+      budget_epsilon, budget_delta: what all plans together may spend on the population; "unlimited" only where privacy may
+        be given up. None as delta is 1/(100 * declared_population), which is also the most that one plan may have; up to
+        ten times that may be allowed by hand, for a ledger that was lost.
       max_epsilon: a plan that spends more is refused; None sets no bound of its own.
-      allow_privacy_none: whether a plan without privacy may be trained at all.
+      allow_privacy_none: whether a plan without privacy may be trained at all; it needs an unlimited budget.
       simulation_seed: seeded sampling and noise, for simulations only; a node that is none refuses every plan while it is
         set. In a deployment it is absent and both come from the operating system's generator.
       log_file: where incidents are explained; it never leaves the hospital.
-      identity: file of its signing keys, for a masked plan.
+      identity: file of its signing keys.
       passphrase_file: file of their passphrase; None where they have none.
       roster: file of the consortium's roster.
       roster_sha256: the roster that this hospital compared with the others and trusts; no other is accepted.
-      state_folder: folder for what must outlive a message: `clients/store.py` and what is sealed beside it.
+      state_folder: folder for what must outlive a message: the ledger, `clients/store.py` and what is sealed beside it.
+      anchor_file: where the ledger's newest row is noted again: on another disk than `state_folder`, so that a restored
+        backup of the one does not pass. Only a simulation may do without.
       allow_unmasked: whether a plan may be trained under which the coordinator can read this hospital's updates.
       min_cohort: a masked plan that lets fewer hospitals make a sum is refused.
       min_colluders: a masked plan that promises less against colluders is refused; None asks for floor((n-1)/3) of its n.
@@ -86,6 +116,9 @@ class Site:
     sources: Annotated[tuple[RecordSource, ...], Field(min_length=1)]
     unit: PrivacyUnit
     declared_population: Count
+    population: Name = "patients"
+    budget_epsilon: Positive | Literal["unlimited"] = 8.0
+    budget_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_epsilon: Positive | None = None
     allow_privacy_none: bool = False
     simulation_seed: int | None = None
@@ -97,10 +130,25 @@ class Site:
     roster: str | None = None
     roster_sha256: Sha256 | None = None
     state_folder: str | None = None
+    anchor_file: str | None = None
     allow_unmasked: bool = False
     min_cohort: Annotated[int, Field(ge=3)] = 3
     min_colluders: Annotated[int, Field(ge=0)] | None = None
     min_honest: Annotated[int, Field(ge=2)] = 2
+
+    def __post_init__(self) -> None:
+        if self.budget_delta is not None and self.budget_delta > 1 / (10 * self.declared_population):
+            raise ConfigError(
+                f"site.yaml of {self.hospital} has budget_delta={self.budget_delta:g}, above "
+                f"{1 / (10 * self.declared_population):.2g} = 1/(10 * {self.declared_population} {self.unit}s); lower it."
+            )
+        if self.allow_privacy_none and self.budget_epsilon != "unlimited":
+            raise ConfigError(
+                f"site.yaml of {self.hospital} has allow_privacy_none=true and budget_epsilon={self.budget_epsilon:g}, but a "
+                "plan without privacy has no epsilon; set budget_epsilon=unlimited, or allow_privacy_none=false."
+            )
+        if self.anchor_file is not None and self.state_folder is not None:
+            self._require_apart(Path(self.anchor_file), Path(self.state_folder))
 
     def approve(self, plan: Plan) -> None:
         """Accepts a plan that this hospital's policy covers.
@@ -128,8 +176,9 @@ class Site:
                 f"The plan is not masked, so the coordinator could read updates, and site.yaml of {self.hospital} has "
                 "allow_unmasked=false."
             )
+        self.home()
         if plan.secagg is not None:
-            self.keys()
+            self.roster_pin()
             self._require_promise(plan, plan.secagg)
 
     def _require_promise(self, plan: Plan, promised: PlannedSecAgg) -> None:
@@ -147,24 +196,69 @@ class Site:
                     f"{name}={least}."
                 )
 
-    def keys(self) -> SiteKeys:
-        """The settings that a masked plan needs.
+    def _require_apart(self, anchor: Path, folder: Path) -> None:
+        if anchor.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"site.yaml of {self.hospital} has its anchor_file {anchor} inside the state_folder {folder}; a backup of the "
+                "one would bring back the other: put it on another disk."
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """What the site file allows to be spent on the population."""
+        epsilon = math.inf if self.budget_epsilon == "unlimited" else self.budget_epsilon
+        delta = 1 / (100 * self.declared_population) if self.budget_delta is None else self.budget_delta
+        return Budget(epsilon=epsilon, delta=delta)
+
+    def home(self) -> Home:
+        """The settings that every plan needs: what is spent is on a signed ledger.
 
         Raises:
           ConfigError: some are missing, by name.
         """
-        needed = {name: getattr(self, name) for name in ("identity", "roster", "roster_sha256", "state_folder")}
-        missing = [name for name, value in needed.items() if value is None]
-        if missing:
-            raise ConfigError(f"A masked plan needs {', '.join(missing)} in site.yaml of {self.hospital}.")
-        passphrase = None if self.passphrase_file is None else Path(self.passphrase_file)
-        return SiteKeys(
-            identity=Path(needed["identity"]),
-            passphrase_file=passphrase,
-            roster=Path(needed["roster"]),
-            roster_sha256=needed["roster_sha256"],
-            state_folder=Path(needed["state_folder"]),
+        self._require("identity", "state_folder")
+        return Home(
+            identity=Path(str(self.identity)),
+            passphrase_file=None if self.passphrase_file is None else Path(self.passphrase_file),
+            state_folder=Path(str(self.state_folder)),
+            anchor_file=None if self.anchor_file is None else Path(self.anchor_file),
         )
+
+    def roster_pin(self) -> RosterPin:
+        """The settings that a masked plan needs besides.
+
+        Raises:
+          ConfigError: some are missing, by name.
+        """
+        self._require("roster", "roster_sha256")
+        return RosterPin(path=Path(str(self.roster)), sha256=str(self.roster_sha256))
+
+    def _require(self, *names: str) -> None:
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            raise ConfigError(f"The plan needs {', '.join(missing)} in site.yaml of {self.hospital}.")
+
+
+def own_site(node_config: dict[str, Any]) -> Site:
+    """The site of the node this process runs for, fit for work.
+
+    Raises:
+      ConfigError: see `find_site` and `read_site`; or a setting that only a simulation may have or do without.
+    """
+    site = read_site(find_site(node_config))
+    if is_simulated(node_config):
+        return site
+    if site.simulation_seed is not None:
+        raise ConfigError(
+            f"site.yaml of {site.hospital} has simulation_seed={site.simulation_seed}, so its noise would hide nothing; "
+            "remove the line."
+        )
+    if site.anchor_file is None:
+        raise ConfigError(
+            f"site.yaml of {site.hospital} has no anchor_file; name a file on another disk than state_folder, so that an old "
+            "copy of the ledger is found out."
+        )
+    return site
 
 
 def is_simulated(node_config: dict[str, Any]) -> bool:

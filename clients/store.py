@@ -1,44 +1,22 @@
 """What this hospital took part in, for ever: sessions of secure aggregation, its answers, its adverts, rosters it saw.
 
-One SQLite file. There is no secret in it: it says what was done, so that nothing is done twice. Every answer is written
-here, and written through to the disk, before it is sent: a process that is killed at any point can only have answered
-less than it says here. The secrets between two answers are in `sealed_state`; they open only under what stands here.
+It says what was done, so that nothing is done twice. Every answer is written here, and written through to the disk, before
+it is sent: a process that is killed at any point can only have answered less than it says here. The secrets between two
+answers are in `sealed_state`; they open only under what stands here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from fedslm.errors import AdvertError, BudgetExceededError, RosterError, RunError, SessionError
-
-FILE_NAME = "store.sqlite"
-VERSION = 2
-BUSY_S = 5.0
-
-_TABLES = """
-CREATE TABLE owner (hospital TEXT NOT NULL) STRICT;
-CREATE TABLE sessions (
-  run TEXT NOT NULL, session INTEGER NOT NULL, round INTEGER NOT NULL, adapter BLOB NOT NULL, context BLOB NOT NULL,
-  names TEXT NOT NULL, threshold INTEGER NOT NULL, excused TEXT, PRIMARY KEY (run, session)) STRICT;
-CREATE TABLE answers (
-  run TEXT NOT NULL, session INTEGER NOT NULL, step TEXT NOT NULL, reply_sha256 BLOB NOT NULL,
-  UNIQUE (run, session, step), FOREIGN KEY (run, session) REFERENCES sessions (run, session)) STRICT;
-CREATE TABLE aborts (
-  run TEXT NOT NULL, session INTEGER NOT NULL,
-  PRIMARY KEY (run, session), FOREIGN KEY (run, session) REFERENCES sessions (run, session)) STRICT;
-CREATE TABLE adverts (
-  serial INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, advert BLOB NOT NULL, session INTEGER) STRICT;
-CREATE TABLE rosters (root TEXT NOT NULL PRIMARY KEY, serial INTEGER NOT NULL) STRICT;
-"""
+from clients.database import Database
+from fedslm.errors import AdvertError, RosterError, SessionError
 
 
 class Step(enum.StrEnum):
@@ -86,69 +64,37 @@ class IssuedAdvert:
 
 
 class Store:
-    """The file, open. A context manager; one process or several.
+    """The sessions of one population.
 
     Guarantees:
       A session number is taken once a run, and only above every number before it.
       A step is answered once, after the step before it, in the newest session of its run, and not after an abort.
       A session is aborted or unmasked, never both.
       Without privacy an adapter is masked for once, whatever the run; only sessions that were given up do not count.
-      One store holds one hospital's sessions.
 
     Every method that writes has written to the disk when it returns, and raises RunError where that was not possible.
     """
 
-    def __init__(self, folder: Path, *, hospital: str) -> None:
-        """Opens the store in `folder`, and makes both where there is none, readable for this account only.
-
-        Args:
-          hospital: whose store it is; the first to open it has it for good.
-        Raises:
-          RunError: the disk is full or read-only, the file is damaged or of another version, or another hospital's.
-        """
-        self._path = folder / FILE_NAME
-        self._hospital = hospital
-        with self._in_words():
-            self._db = _connect(folder, self._path)
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets the file go."""
-        self._db.close()
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
-    def book(self, session: Session, *, advert: int, max_sessions: int | None = None) -> None:
+    def open(self, session: Session, *, advert: int) -> None:
         """Opens a session; from here on its number, and every lower one, is taken.
 
         Args:
           advert: serial of the hospital's own advert in it, which is used by that.
-          max_sessions: sessions that the plan's privacy was calibrated for; None sets no bound.
         Raises:
           SessionError: the number is not above the highest so far. AdvertError: the advert was used, or was never
-            issued. BudgetExceededError: this would be one session too many. RunError: see the class.
+            issued. RunError: see the class.
         """
-        with self._transaction() as db:
-            count, highest = db.execute(
-                "SELECT COUNT(*), COALESCE(MAX(session), 0) FROM sessions WHERE run = ?", (session.run,)
-            ).fetchone()
+        with self._database.transaction() as db:
+            query = "SELECT COALESCE(MAX(session), 0) FROM sessions WHERE run = ?"
+            (highest,) = db.execute(query, (session.run,)).fetchone()
             if session.number <= highest:
                 raise SessionError(
                     f"Session {session.number} is not new: this hospital opened session {highest} of the run already."
-                )
-            if max_sessions is not None and count >= max_sessions:
-                raise BudgetExceededError(
-                    f"The plan's privacy covers {max_sessions} sessions and this hospital opened {count}; agree on a new plan."
                 )
             used = "UPDATE adverts SET session = ? WHERE serial = ? AND run = ? AND session IS NULL"
             if db.execute(used, (session.number, advert, session.run)).rowcount != 1:
@@ -161,8 +107,8 @@ class Store:
         Raises:
           SessionError: there is none, it was aborted, the step was answered, or the one before it was not.
         """
-        with self._in_words():
-            return _expect(self._db, run, step)
+        with self._database.reading() as db:
+            return _expect(db, run, step)
 
     def commit(self, session: Session, step: Step, reply: bytes | memoryview) -> None:
         """Puts an answer on record, to be called before it is sent.
@@ -171,7 +117,7 @@ class Store:
           SessionError: as `expect`, a newer session was opened meanwhile, or without privacy another session masked for
             the same adapter. RunError: see the class.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             booked = _expect(db, session.run, step)
             if booked.number != session.number:
                 raise SessionError(f"Session {session.number} is over: a newer one was opened.")
@@ -188,7 +134,7 @@ class Store:
         Raises:
           SessionError: this hospital is not in that session, or has unmasked it. RunError: see the class.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             session = _find(db, run, number)
             if Step.UNMASK in _answered(db, session):
                 raise SessionError(f"Session {number} was unmasked by this hospital; it cannot be given up any more.")
@@ -197,13 +143,13 @@ class Store:
 
     def is_newest(self, session: Session) -> bool:
         """Whether no later session of the run was opened."""
-        with self._in_words():
-            return _newest(self._db, session.run) == session
+        with self._database.reading() as db:
+            return _newest(db, session.run) == session
 
     def masked_for(self, adapter: bytes) -> tuple[Session, ...]:
         """The sessions on this adapter, of whatever run, in which a masked vector left this hospital."""
-        with self._in_words():
-            return _masked_for(self._db, adapter)
+        with self._database.reading() as db:
+            return _masked_for(db, adapter)
 
     def visit_finished(self, prefixes: Collection[str], visit: Callable[[str], None]) -> None:
         """Visits the runs in which nothing is under way, and none of their sessions is opened meanwhile.
@@ -214,7 +160,7 @@ class Store:
         """
         if not prefixes:
             return
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             for prefix in sorted(prefixes):
                 if _is_finished(db, prefix):
                     visit(prefix)
@@ -226,7 +172,7 @@ class Store:
 
         Only the newest is kept: whoever asks for adverts again and again does not fill the disk.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.execute("DELETE FROM adverts WHERE run = ?", (run,))
             serial = int(db.execute("INSERT INTO adverts (run, advert) VALUES (?, x'')", (run,)).lastrowid or 0)
             data = make(serial)
@@ -240,8 +186,8 @@ class Store:
           AdvertError: it gave out none, or a session has used it.
         """
         query = "SELECT serial, advert, session FROM adverts WHERE run = ?"
-        with self._in_words():
-            row = self._db.execute(query, (run,)).fetchone()
+        with self._database.reading() as db:
+            row = db.execute(query, (run,)).fetchone()
         if row is None or row[2] is not None:
             raise AdvertError("This hospital has no unused advert for the run; it must be asked to join again.")
         return IssuedAdvert(serial=row[0], data=row[1])
@@ -254,7 +200,7 @@ class Store:
         Raises:
           RosterError: a later roster was seen: going back could undo a revocation. RunError: see the class.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             row = db.execute("SELECT serial FROM rosters WHERE root = ?", (root,)).fetchone()
             if row is not None and serial < row[0]:
                 raise RosterError(
@@ -263,62 +209,6 @@ class Store:
                 )
             if row is None or serial > row[0]:
                 db.execute("INSERT OR REPLACE INTO rosters VALUES (?, ?)", (root, serial))
-
-    # --- the file -------------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        with self._transaction() as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _TABLES.split(";\n"):
-                    db.execute(statement)
-                db.execute("INSERT INTO owner VALUES (?)", (self._hospital,))
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise RunError(f"The store {self._path} has version {version}; this release reads version {VERSION}.")
-            (owner,) = db.execute("SELECT hospital FROM owner").fetchone()
-        if owner != self._hospital:
-            raise RunError(
-                f"The store {self._path} is that of {owner}; name another state_folder in site.yaml of {self._hospital}."
-            )
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything in the block is on the disk when it ends, or nothing of it; no other process writes meanwhile."""
-        with self._in_words():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(
-                f"The store {self._path} cannot be used: {reason}; nothing was sent. "
-                "Make room on the disk, allow this account to write there, or restore the newest copy of the file."
-            ) from None
-
-
-def _connect(folder: Path, path: Path) -> sqlite3.Connection:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same permissions
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a commit has reached the disk
-        db.execute("PRAGMA foreign_keys = ON")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _expect(db: sqlite3.Connection, run: str, step: Step) -> Session:

@@ -35,7 +35,11 @@ class Verb:
 VERBS = {
     "simulate": Verb(help="run a whole federation on this machine", target="simulations.command:simulate"),
     "plan": Verb(help="print what a run would cost, without running it", target="simulations.command:plan"),
-    "bench": Verb(help="measure what secure aggregation costs here", target="simulations.benchmarks.command:bench"),
+    "bench": Verb(
+        help="measure what encryption and the ledger cost here", target="simulations.benchmarks.command:bench"
+    ),
+    "ledger": Verb(help="what was spent on your patients' privacy, and what is left", target="clients.command:ledger"),
+    "audit": Verb(help="plan, verify and report what was spent", target="fedslm.reporting.audit.command:audit"),
     "identity": Verb(help="make and show the keys you sign with", target="fedslm.governance.command:identity"),
     "roster": Verb(help="sign and show who belongs to the consortium", target="fedslm.governance.command:roster"),
 }

@@ -25,6 +25,7 @@ from server.checkpoints import Checkpoint
 from server.planning import alone
 from server.run_folder import RunFolder
 from simulations.consortium import Consortium, write_sites
+from simulations.identities import without_roster
 from simulations.local_grid import LocalGrid
 from simulations.scoring import Scorer
 
@@ -152,7 +153,8 @@ def _train_alone(contest: Contest, site: Site, announcer: Announcer, stop: threa
             run.create(
                 plan, settings=contest.settings, description=contest.description, initial=contest.initial.adapter
             )
-        configs = write_sites((site,), folder / "sites")
+        (folder / "sites").mkdir(exist_ok=True)
+        configs = write_sites(without_roster((site,), folder / "sites"), folder / "sites")
         relay = _Relay(announcer, site.hospital, plan.training.rounds, stop)
         with LocalGrid(build_client_app(contest.bench), configs) as grid:
             return run_plan(grid, folder, observers=(relay,), seeded=True)

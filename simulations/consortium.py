@@ -119,6 +119,7 @@ def _site(config: FederationConfig, name: str, names: tuple[str, ...], log_file:
         sources=(_source(config.data, seed=config.seed, hospital=name),),
         unit=config.privacy.unit,
         declared_population=1,  # replaced as soon as the records are read
+        budget_epsilon=config.privacy.epsilon or "unlimited",
         allow_privacy_none=config.privacy.mode == "none",
         allow_unmasked=config.secagg.mode == "none",
         min_colluders=config.secagg.colluders,

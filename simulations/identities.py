@@ -1,4 +1,4 @@
-"""Throw-away identities, so that a simulation signs and checks exactly what a deployment does.
+"""Throw-away identities and ledgers, so that a simulation signs, books and checks exactly what a deployment does.
 
 Root and coordinator sign once and are dropped; the hospitals' identities lie in the run folder, without a passphrase, for
 as long as the run can be resumed. They protect nothing: whoever has the folder has every hospital of the simulation.
@@ -74,13 +74,27 @@ def with_identities(sites: tuple[Site, ...], folder: Path) -> tuple[Site, ...]:
     Raises:
       RunError, RosterError: the roster is missing or damaged.
     """
-    pin = _pin(folder / ROSTER_FILE)
+    pin, roster = _pin(folder / ROSTER_FILE), str((folder / ROSTER_FILE).resolve())
+    return tuple(dataclasses.replace(site, roster=roster, roster_sha256=pin) for site in _at_home(sites, folder))
+
+
+def without_roster(sites: tuple[Site, ...], folder: Path) -> tuple[Site, ...]:
+    """The sites for a plan in the clear: each with an identity, made where there is none, and a state folder.
+
+    Raises:
+      ConfigError: an identity cannot be written.
+    """
+    for number, site in enumerate(sites):
+        if not _identity_path(folder, number).exists():
+            write_identity(_identity_path(folder, number), Identity.generate(), None, name=site.hospital)
+    return _at_home(sites, folder)
+
+
+def _at_home(sites: tuple[Site, ...], folder: Path) -> tuple[Site, ...]:
     return tuple(
         dataclasses.replace(
             site,
             identity=str(_identity_path(folder, number).resolve()),
-            roster=str((folder / ROSTER_FILE).resolve()),
-            roster_sha256=pin,
             state_folder=str((folder / f"state-{number}").resolve()),
         )
         for number, site in enumerate(sites)

@@ -31,7 +31,7 @@ from server.run_folder import RunFolder
 from server.summary import record_failure, summarise
 from simulations.comparison import Contest, check_comparable, compare
 from simulations.consortium import Consortium, gather, share_cores, write_sites
-from simulations.identities import Identities, with_identities
+from simulations.identities import Identities, with_identities, without_roster
 from simulations.local_grid import LocalGrid
 from simulations.ray_runtime import run_with_ray
 from simulations.scoring import RoundScorer, Scorer
@@ -256,7 +256,8 @@ def write_homes(job: Job) -> list[dict[str, str]]:
     folder = job.folder.path / SITES
     log_file = str((folder / INCIDENTS).resolve())
     sites = tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
-    return write_sites(with_identities(sites, folder) if job.plan.masked else sites, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_sites(with_identities(sites, folder) if job.plan.masked else without_roster(sites, folder), folder)
 
 
 def _contest(job: Job, bench: Workbench, scorer: Scorer, final: Checkpoint) -> Contest:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedslm.crypto.identity import SIGNATURE_BYTES
 from fedslm.crypto.seal import OVERHEAD_BYTES, PUBLIC_KEY_BYTES
 from fedslm.governance.plan import Plan
+from fedslm.governance.receipt import Head, Receipt
 from fedslm.secagg.messages import (
     HASH_BYTES,
     NO_HEAD,
@@ -84,7 +85,15 @@ def _shares(names: list[str], u: int) -> SharesReply:
     n = len(names)
     ciphertexts = tuple(bytes(_letter_bytes(n, u, v)) for v in range(1, n + 1) if v != u)
     shares, advert = encode(_listed(n, u)), encode(_advert(names[u - 1]))
-    return SharesReply(context=HASH, shares=shares, ciphertexts=ciphertexts, next_advert=advert)
+    return SharesReply(
+        context=HASH, shares=shares, ciphertexts=ciphertexts, next_advert=advert, receipt=_receipt(names[u - 1])
+    )
+
+
+def _receipt(name: str) -> bytes:
+    """Of a first session: row 1 opens the ledger, row 2 reserves the plan."""
+    head = Head(ledger=HASH.hex(), row=3, sha256=HASH.hex())
+    return Receipt(hospital=name, head=head, run=HASH.hex(), session=1, signature=SIGNATURE).to_bytes()
 
 
 def _letter_bytes(n: int, u: int, v: int) -> int:

@@ -1,4 +1,4 @@
-"""The demo, measured: what federating is worth over three seeds, a control, time, memory, and where a round's time goes."""
+"""The demo, measured: a control, time, memory, and where a round's time goes. See `utility` for what federating is worth."""
 
 from __future__ import annotations
 
@@ -7,25 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedslm.reporting.events import read_events
 
-SEEDS = (1, 2, 3)
+SEED = 1
 
 
-def comparison(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
-    """Runs the demo with its comparison once a seed, each in a process of its own.
-
-    Returns:
-      seed -> summary, as in `summary.json`.
-    """
-    return {str(seed): run(f"seed={seed}", "compare=true") for seed in seeds}
-
-
-def control(seed: int = SEEDS[0]) -> dict[str, Any]:
+def control(seed: int = SEED) -> dict[str, Any]:
     """Trains on answers dealt out anew: a score above the majority rate would mean that the test is leaking."""
     summary = run(
         f"seed={seed}", "data.shuffle_labels=true", "evaluation.max_examples=100000", "evaluation.every_rounds=0"
@@ -34,7 +24,7 @@ def control(seed: int = SEEDS[0]) -> dict[str, Any]:
     return {"accuracy": summary["last_accuracy"], **{key: summary[key] for key in keys}}
 
 
-def timing(seed: int = SEEDS[0]) -> dict[str, Any]:
+def timing(seed: int = SEED) -> dict[str, Any]:
     """Runs the demo without the comparison: seconds and memory."""
     summary = run(f"seed={seed}")
     return {key: summary[key] for key in ("seconds", "peak_rss_bytes", "rounds")}
@@ -62,7 +52,7 @@ def yardstick() -> dict[str, float]:
     return dict(json.loads(_output(sys.executable, "-c", code).splitlines()[-1]))
 
 
-def outside_gradients(seed: int = SEEDS[0], rounds: int = 20) -> dict[str, float]:
+def outside_gradients(seed: int = SEED, rounds: int = 20) -> dict[str, float]:
     """Share of the rounds' wall time that is not forward, backward or the optimizer.
 
     Hospitals take turns for it, so that times add up; scoring is not part of a round. The first round reads the records.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Found = Mapping[str, Any]
+TITLES = {"demo": "The demo: five synthetic hospitals", "heart": "UCI heart disease: four real hospitals"}
 ROWS = ("majority", "base", "single_best", "federated", "pooled")
 
 
@@ -16,9 +17,9 @@ def render(found: Found) -> str:
         "overhead": _overhead,
         "masking": _masking,
         "secagg": _secagg,
-        "demo": _demo,
+        "utility": _utility,
         "control": _control,
-        "heart": _heart,
+        "ledger": _ledger,
     }
     parts = [_HEAD]
     for name, section in sections.items():
@@ -129,17 +130,46 @@ def _sessions(found: Iterable[Found]) -> list[str]:
     return _table((*head, "times as fast as SecAgg+", "yardstick"), rows)
 
 
-def _demo(result: Found) -> list[str]:
+def _utility(result: Found) -> list[str]:
     lines = [
-        "## The demo: what training together is worth",
+        "## What training together is worth, and what privacy costs",
         "",
-        "`python -m simulations.benchmarks.run --only demo`",
+        "`python -m simulations.uci_heart --source FOLDER --out heart.jsonl`, then "
+        "`python -m simulations.benchmarks.run --only utility --heart heart.jsonl`",
+        "",
+        "![Accuracy by epsilon for the demo and UCI heart](utility.svg)",
         "",
     ]
-    lines += _comparisons(result)
+    for data, title in TITLES.items():
+        if data in result:
+            lines += [f"### {title}", "", *_by_epsilon(result[data]), ""]
+    if "8" in result.get("demo", {}):
+        lines += _demo(result["demo"]["8"])
+    return [*lines, *([_HEART_NOTE] if "heart" in result else [])]
+
+
+def _by_epsilon(result: Found) -> list[str]:
+    """One row an epsilon: the mean over the seeds, and the lowest and highest."""
+    epsilons = [epsilon for epsilon in ("none", "8", "3", "1") if epsilon in result]
+    rows = [
+        (epsilon, str(len(result[epsilon])), *(_spread(result[epsilon], row) for row in ROWS)) for epsilon in epsilons
+    ]
+    return _table(("epsilon", "seeds", *(row.replace("_", " ") for row in ROWS)), rows)
+
+
+def _spread(summaries: Found, row: str) -> str:
+    values = [summary["comparison"][row] for summary in summaries.values()]
+    mean = sum(values) / len(values)
+    return f"{_percent(mean)} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def _demo(result: Found) -> list[str]:
     verdicts = [_verdict(summary["comparison"]) for summary in result.values()]
     worst = {key: min(verdict[key] for verdict in verdicts) for key in ("gain", "own", "pooled")}
-    lines += [
+    return [
+        "### The demo at epsilon 8, seed by seed",
+        "",
+        *_comparisons(result),
         "",
         f"Worst of {len(verdicts)} seeds: federated beats the best single hospital by {worst['gain']:+.1f} points (goal +10), "
         f"differs from a hospital's own model on its own patients by {worst['own']:+.1f} points at the least (goal -3), "
@@ -152,8 +182,8 @@ def _demo(result: Found) -> list[str]:
         f"Longest run with the comparison: {max(summary['seconds'] for summary in result.values()):.0f} s (goal 300 s).",
         "",
         *_own(result),
+        "",
     ]
-    return lines
 
 
 def _control(result: Found) -> list[str]:
@@ -168,22 +198,30 @@ def _control(result: Found) -> list[str]:
     ]
 
 
-def _heart(result: Found) -> list[str]:
-    lines = [
-        "## UCI heart disease: four real hospitals",
-        "",
-        "`python -m simulations.uci_heart --source FOLDER --out heart.jsonl`, then",
-        "`python -m simulations.benchmarks.run --only heart --heart heart.jsonl`",
-        "",
-    ]
-    for epsilon, summaries in result.items():
-        lines += [f"Epsilon {epsilon}:", "", *_comparisons(summaries), ""]
-    return [*lines, _HEART_NOTE]
-
-
 _HEART_NOTE = """The data were collected by Andras Janosi, M.D. (Hungarian Institute of Cardiology, Budapest), William
 Steinbrunn, M.D. (University Hospital, Zurich), Matthias Pfisterer, M.D. (University Hospital, Basel)
 and Robert Detrano, M.D., Ph.D. (V.A. Medical Center, Long Beach, and Cleveland Clinic Foundation)."""
+
+
+def _ledger(result: Found) -> list[str]:
+    rows = [
+        (f"verifying an export of {result['sessions']:,} sessions", f"{result['verify_s']:.2f} s", "2 s"),
+        ("SQLite's part of a booking", f"{1000 * result['sqlite_s']:.1f} ms", "20 ms"),
+        ("a whole booking: keys, replay, signature, anchor", f"{1000 * result['booking_s']:.0f} ms", "500 ms"),
+        ("composing 1,000 rounds of 10 distinct events", f"{result['compose_s']:.2f} s", "5 s"),
+        ("one more round", f"{result['one_more_s']:.3f} s", "0.3 s"),
+        ("yardstick: one write through to the disk", f"{1000 * result['fsync_s']:.2f} ms", ""),
+        ("yardstick: AES-256-CTR", f"{result['aes_gb_s']:.2f} GB/s", ""),
+    ]
+    return [
+        "## The ledger",
+        "",
+        "`python -m simulations.benchmarks.run --only ledger`; by itself: `fedslm bench ledger`",
+        "",
+        f"Medians, with {result['sessions']:,} sessions in the ledger already.",
+        "",
+        *_table(("what", "measured", "goal, at most"), rows),
+    ]
 
 
 def _comparisons(summaries: Found) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedslm.process import settle
-from simulations.benchmarks import demo, heart, page, plots, sessions
+from simulations.benchmarks import demo, ledger, page, plots, sessions, utility
 
 LIBRARIES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "cryptography")
 
@@ -28,23 +28,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=("timing", "overhead", "demo", "control", "heart", "secagg", "masking"),
+        choices=("timing", "overhead", "utility", "control", "secagg", "masking", "ledger"),
         help="subjects to measure",
     )
     parser.add_argument("--heart", type=Path, help="heart.jsonl, made by simulations.uci_heart")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the utility runs of an interrupted measurement"
+    )
     options = parser.parse_args(arguments)
+    found = _earlier(options.out)
+
+    def keep(result: Any) -> None:
+        found["utility"] = {"measured": _stamp(), "result": result}
+        _write(options.out, found)
+
+    known = found.get("utility", {}).get("result", {}) if options.resume else {}
     subjects: dict[str, Callable[[], Any]] = {
         "timing": lambda: {**demo.timing(), **demo.startup(), "yardstick": demo.yardstick()},
         "overhead": demo.outside_gradients,
-        "demo": demo.comparison,
+        "utility": lambda: utility.measure(options.heart, known=known, keep=keep),
         "control": demo.control,
-        "heart": lambda: heart.measure(options.heart),
+        "ledger": ledger.measure,
         "secagg": sessions.measure,
         "masking": sessions.masking,
     }
     settle()
-    found = _earlier(options.out)
-    for name in options.only or (subject for subject in subjects if subject != "heart" or options.heart):
+    for name in options.only or subjects:
         found[name] = {"measured": _stamp(), "result": subjects[name]()}
         _write(options.out, found)
 
@@ -58,6 +67,8 @@ def _write(out: Path, found: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     out.write_text(page.render(found))
+    if "utility" in found:
+        plots.draw_utility(found["utility"]["result"], out.with_name("utility.svg"))
     if "secagg" in found:
         plots.draw_secagg(found["secagg"]["result"]["by_clients"], out.with_name("secagg.svg"))
 

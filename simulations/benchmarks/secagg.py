@@ -21,6 +21,7 @@ from fedslm.crypto.identity import Identity, PublicIdentity
 from fedslm.crypto.prg import SecureStream
 from fedslm.crypto.seal import SealingKey, lock, unlock
 from fedslm.errors import ConfigError
+from fedslm.governance.receipt import Head, Receipt
 from fedslm.secagg import hospital
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.encoding import MAX_RING_BITS, MIN_RING_BITS, Block, FixedPoint
@@ -256,8 +257,15 @@ class _Hospital:
         self._key = SecureStream.from_os().uint64(4).tobytes()
         self._waiting = lock(self._key, levels, associated=seat.context)
         next_advert, _next_key = self._new_advert(2)
+        head = Head(ledger=bytes(32).hex(), row=3, sha256=bytes(32).hex())
+        receipt = Receipt.sign(self.identity, hospital=self.name, head=head, run=bytes(32).hex(), session=1)
         self._state, reply = hospital.share(
-            seat, terms, sealing_key=self._sealing_key, identity=self.identity, next_advert=next_advert
+            seat,
+            terms,
+            sealing_key=self._sealing_key,
+            identity=self.identity,
+            next_advert=next_advert,
+            receipt=receipt.to_bytes(),
         )
         return encode(reply)
 

@@ -18,6 +18,7 @@ from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, TrainRequest, plan_con
 from fedslm.governance.plan import Plan
 from server.planning import Draft, draft_plan
 from simulations.consortium import gather
+from simulations.identities import without_roster
 from tests.clients.table import Table, plan_for
 from tests.conftest import without_privacy
 from tests.toys import toy_overrides
@@ -65,7 +66,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
 
 
 def node(folder: Path, site: Site) -> Context:
-    """A node's context whose site file holds `site`."""
+    """A node's context whose site file holds `site`, with keys and a state folder where it has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (site,) = without_roster((site,), folder) if site.identity is None else (site,)
     path = folder / "site.yaml"
     values = dataclasses.asdict(site)
     path.write_text(yaml.safe_dump({**values, "sources": [dict(source) for source in values["sources"]]}))

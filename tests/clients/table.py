@@ -19,7 +19,9 @@ from flwr.app import Context, Message, RecordDict
 
 from clients.app import build_client_app
 from clients.site import SIMULATION_KEY, SITE_FILE_KEY, RecordSource, Site
-from clients.train import Workbench
+from clients.train import Units, Workbench
+from fedslm.crypto.identity import Identity
+from fedslm.data.example import Example
 from fedslm.encoding import arrays_sha256
 from fedslm.flower.compat import become_task
 from fedslm.flower.records import (
@@ -44,12 +46,13 @@ from fedslm.flower.records import (
 )
 from fedslm.flower.sessions import session_terms
 from fedslm.governance.plan import Plan
-from fedslm.governance.roster import read_roster
+from fedslm.governance.receipt import Head
+from fedslm.governance.roster import Member, read_roster, sign_plan, sign_roster
 from fedslm.secagg.coordinator import Coordinator
-from fedslm.secagg.messages import AbortReply, AbortRequest, Advert, Opening
+from fedslm.secagg.messages import AbortReply, AbortRequest, Advert, Invitation, JoinReply, Opening
 from fedslm.secagg.terms import default_colluders
 from fedslm.secagg.wire import decode, encode
-from simulations.identities import Identities, with_identities
+from simulations.identities import ROSTER_FILE, Identities, with_identities
 from tests.builders import masked_plan, toy_hospitals
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -58,7 +61,7 @@ Adapter = tuple[Arrays, Arrays]
 D = 6
 ONE, TWO, THREE = NAMES = ("hospital-0", "hospital-1", "hospital-2")
 STEPS = (TRAIN, MASK, CONFIRM, UNMASK)
-KEPT = {"state.key", "store.sqlite"}
+KEPT = {"state.key", "patients.key", "patients.sqlite"}
 FIRST: Adapter = ({"a": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}, {"f": np.ones(3, np.float32)})
 OTHER: Adapter = ({"a": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}, {"f": np.ones(3, np.float32)})
 
@@ -79,6 +82,14 @@ def plan_for(hospitals: int = 3, **changes: Any) -> Plan:
     return masked_plan(hospitals=members, secagg=secagg, adapter=adapter, **changes)
 
 
+class _NoModel(Workbench):
+    """A workbench without a model, on which lies one patient's record."""
+
+    def units(self, site: Site) -> Units:
+        """The same for every site."""
+        return Units(examples=(Example(prompt="cough", completion="cold", patient_id="p1"),), records_of=[])
+
+
 class Table:
     """Hospitals around a test that plays the coordinator.
 
@@ -89,12 +100,21 @@ class Table:
       adverts: the newest advert of each hospital that the coordinator has, encoded.
     """
 
-    def __init__(self, folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, *, seed: int | None = 7) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        seed: int | None = 7,
+        identities: Identities | None = None,
+    ) -> None:
         become_task()
         self.folder = folder
         self.plan = plan
-        self.identities = Identities.draw(plan)
-        self.identities.write(folder)
+        self.identities = identities or Identities.draw(plan)
+        if not (folder / ROSTER_FILE).exists():
+            self.identities.write(folder)
         self.roster = read_roster(self.identities.roster)
         sites = with_identities(tuple(_site(name, plan, seed) for name in plan.names), folder)
         self.sites = dict(zip(plan.names, sites, strict=True))
@@ -107,7 +127,7 @@ class Table:
         self.trained: list[str] = []
         self.replies: list[tuple[str, str, Message]] = []
         self.adverts: dict[str, bytes] = {}
-        self.app = build_client_app(Workbench())
+        self.app = build_client_app(_NoModel())
         monkeypatch.setattr("clients.train.train_round", self._train)
 
     # --- one message --------------------------------------------------------------------------------------------
@@ -132,10 +152,15 @@ class Table:
         """One exchange after the training."""
         return self.send(name, self.message(kind, data))
 
+    def invite(self, name: str, *, own: bytes = b"", known: Mapping[str, Head] | None = None) -> Message:
+        """Invites a hospital: `own` is a proof of its newest head, `known` what the coordinator knows of others."""
+        heads = tuple((member, head.to_bytes()) for member, head in (known or {}).items())
+        return self.send(name, self.message(JOIN, encode(Invitation(known=heads, own=own))))
+
     def join(self, *names: str) -> None:
         """Has hospitals give out fresh adverts."""
         for name in names or self.plan.names:
-            self.adverts[name] = secagg_bytes(self.send(name, self.message(JOIN)))
+            self.adverts[name] = decode(JoinReply, secagg_bytes(self.invite(name))).advert
 
     def opening(
         self,
@@ -305,6 +330,20 @@ class Session:
         return secagg_bytes(reply)
 
 
+def drawn_again(table: Table, plan: Plan) -> Identities:
+    """The same hospitals in the consortium of another plan."""
+    drawn, hospitals = Identities.draw(plan), table.identities.hospitals
+    coordinator, root = Identity.generate(), Identity.generate()
+    roster = dataclasses.replace(
+        read_roster(drawn.roster),
+        root=root.public,
+        coordinator=Member(name="coordinator", key=coordinator.public),
+        members=tuple(Member(name=name, key=identity.public) for name, identity in hospitals.items()),
+    )
+    signature = sign_plan(plan, coordinator, roster)
+    return Identities(hospitals=hospitals, roster=sign_roster(roster, root), plan_signature=signature)
+
+
 def code(reply: Message) -> str:
     """The name of a reply's error, "" for a good one."""
     return error_name(reply) if reply.has_error() else ""
@@ -316,6 +355,7 @@ def _site(name: str, plan: Plan, seed: int | None) -> Site:
         sources=(RecordSource(kind="embedded"),),
         unit=plan.privacy.unit,
         declared_population=plan.hospital(name).declared_population,
+        budget_epsilon="unlimited",
         allow_privacy_none=True,
         simulation_seed=seed,
     )

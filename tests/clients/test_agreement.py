@@ -47,7 +47,7 @@ def test_a_roster_is_never_rolled_back(table: Table) -> None:
     _found_again(table, root=root, coordinator=coordinator, serial=5)
     table.join()
     _found_again(table, root=root, coordinator=coordinator, serial=4)
-    assert code(table.send(ONE, table.message(JOIN))) == "ROSTER_REFUSED"
+    assert code(table.invite(ONE)) == "ROSTER_REFUSED"
     _found_again(table, root=root, coordinator=coordinator, serial=6)
     table.join()
     np.testing.assert_allclose(table.run(1), table.expected(), atol=1e-7)
@@ -57,7 +57,7 @@ def test_a_revoked_member_is_out_wherever_it_is_met(table: Table) -> None:
     old = dict(table.adverts)
     _found_again(table, root=Identity.generate(), coordinator=Identity.generate(), revoked=(TWO,))
     table.join(ONE, THREE)
-    assert code(table.send(TWO, table.message(JOIN))) == "ROSTER_REFUSED"
+    assert code(table.invite(TWO)) == "ROSTER_REFUSED"
     table.adverts[TWO] = old[TWO]
     assert code(table.send(ONE, table.train_message(table.opening(1)))) == "ADVERT_REFUSED"
 
@@ -81,7 +81,7 @@ def test_an_identity_that_the_roster_does_not_name_is_refused(table: Table) -> N
     path = table.folder / "other.pem"
     write_identity(path, Identity.generate(), None)
     table.change_site(ONE, identity=str(path))
-    assert code(table.send(ONE, table.message(JOIN))) == "ROSTER_REFUSED"
+    assert code(table.invite(ONE)) == "ROSTER_REFUSED"
 
 
 def test_an_identity_with_a_passphrase_is_opened(table: Table) -> None:
@@ -90,9 +90,9 @@ def test_an_identity_with_a_passphrase_is_opened(table: Table) -> None:
     passphrase.write_text("open sesame\n")
     passphrase.chmod(0o600)
     table.change_site(ONE, identity=str(path))
-    assert code(table.send(ONE, table.message(JOIN))) == "PLAN_REFUSED"
+    assert code(table.invite(ONE)) == "PLAN_REFUSED"
     table.change_site(ONE, identity=str(path), passphrase_file=str(passphrase))
-    assert code(table.send(ONE, table.message(JOIN))) == ""
+    assert code(table.invite(ONE)) == ""
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_an_identity_with_a_passphrase_is_opened(table: Table) -> None:
 )
 def test_a_damaged_roster_is_refused(table: Table, change: Callable[[Path], None], refused: str) -> None:
     change(Path(str(table.sites[ONE].roster)))
-    assert code(table.send(ONE, table.message(JOIN))) == refused
+    assert code(table.invite(ONE)) == refused
 
 
 def test_a_roster_other_than_the_pinned_one_is_refused(table: Table) -> None:
     other = dataclasses.replace(table.roster, consortium="others")
     table.change_site(ONE, roster_sha256=other.sha256)
-    assert code(table.send(ONE, table.message(JOIN))) == "ROSTER_REFUSED"
+    assert code(table.invite(ONE)) == "ROSTER_REFUSED"
     pinned = table.message(JOIN)
     pinned.content.config_records[CONFIG]["roster-sha256"] = bytes.fromhex(other.sha256)
     assert code(table.send(ONE, pinned)) == "ROSTER_REFUSED"  # the file is another than pin and message say

@@ -55,10 +55,9 @@ from fedslm.flower.records import (
     secagg_bytes,
 )
 from fedslm.secagg.messages import (
-    NO_HEAD,
     AbortReply,
-    Advert,
     ConfirmReply,
+    JoinReply,
     MaskedReply,
     SharesReply,
     UnmaskReply,
@@ -197,6 +196,7 @@ def test_a_log_that_others_go_on_reading_is_not_written(
     log = tmp_path / "incidents.log"
     log.touch()
     log.chmod(0o644)
+    node(tmp_path, ward.sites[0])  # makes the site's keys, while permissions can be set
     monkeypatch.setattr("os.fchmod", refuse)
     incident(ward, tmp_path, log)
     assert log.read_text() == ""
@@ -291,8 +291,8 @@ def test_what_is_on_the_closed_list_leaves(ward: Ward, message_type: str, record
 HASH, SIGNATURE = bytes(32), bytes(SIGNATURE_BYTES)
 NAMED = {"hospital": "h", "plan-sha256": "0"}
 DOCUMENTS: dict[str, Document] = {
-    JOIN: Advert(member="h", serial=1, sealing_key=bytes(1216), ledger_head=NO_HEAD, signature=SIGNATURE),
-    TRAIN: SharesReply(context=HASH, shares=b"list", ciphertexts=(b"c",), next_advert=b"advert"),
+    JOIN: JoinReply(advert=b"", proofs=()),
+    TRAIN: SharesReply(context=HASH, shares=b"list", ciphertexts=(b"c",), next_advert=b"advert", receipt=b"receipt"),
     MASK: MaskedReply(context=HASH, sender=1, vector=bytes(8)),
     CONFIRM: ConfirmReply(context=HASH, sender=1, signature=SIGNATURE),
     UNMASK: UnmaskReply(context=HASH, sender=1, self_shares=HASH, pair_shares=b""),
@@ -356,7 +356,7 @@ def test_the_closed_list_is_what_it_is() -> None:
     assert listed == {
         (JOIN, False): (set(), set(NAMED), None),
         (TRAIN, False): ({UPDATE}, set(), None),
-        (JOIN, True): ({SECAGG}, set(NAMED), Advert),
+        (JOIN, True): ({SECAGG}, set(NAMED), JoinReply),
         (TRAIN, True): ({SECAGG}, set(), SharesReply),
         (MASK, True): ({SECAGG}, set(), MaskedReply),
         (CONFIRM, True): ({SECAGG}, set(), ConfirmReply),

@@ -96,7 +96,8 @@ def test_a_site_file_copied_from_a_simulation_is_refused_by_a_real_node(ward: Wa
     del real.node_config[SIMULATION_KEY]
     reply = build_client_app()(train_message(ward.request()), real)
     assert reply.error.code == ErrorCode.PLAN_REFUSED
-    unseeded = node(tmp_path, dataclasses.replace(ward.sites[0], simulation_seed=None))
+    anchor = str(tmp_path / "elsewhere" / "anchor")
+    unseeded = node(tmp_path / "real", dataclasses.replace(ward.sites[0], simulation_seed=None, anchor_file=anchor))
     del unseeded.node_config[SIMULATION_KEY]
     assert not build_client_app()(train_message(ward.request()), unseeded).has_error()
 

@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from clients import sealed_state
 from clients.sealed_state import SealedState
 from fedslm.errors import DecodeError, RunError, SessionError
-from fedslm.flower.records import JOIN, MASK
+from fedslm.flower.records import MASK
 from fedslm.secagg.hospital import Confirmed, Masked, Shared
 from fedslm.secagg.wire import decode, kind_of
 from tests.clients.table import KEPT, NAMES, ONE, THREE, TWO, Session, Table, code
@@ -146,15 +146,15 @@ def test_a_damaged_state_key_is_refused_with_what_to_do(table: Table, content: b
     path.write_bytes(content)
     log = table.folder / "log"
     table.change_site(ONE, log_file=str(log))
-    assert code(table.send(ONE, table.message(JOIN))) == "FAILED"
+    assert code(table.invite(ONE)) == "FAILED"
     assert "remove it" in log.read_text()
     path.unlink()
-    assert code(table.send(ONE, table.message(JOIN))) == ""
+    assert code(table.invite(ONE)) == ""
 
 
 def test_a_state_key_that_others_can_read_is_refused(table: Table) -> None:
     (Path(str(table.sites[ONE].state_folder)) / "state.key").chmod(0o640)
-    assert code(table.send(ONE, table.message(JOIN))) == "FAILED"
+    assert code(table.invite(ONE)) == "FAILED"
 
 
 # --- by itself --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from clients.database import Database
 from clients.store import Step, Store
 from fedslm.crypto.identity import Identity
 from fedslm.errors import ConsistencyError, RunError, ThresholdError
@@ -25,7 +26,6 @@ from fedslm.flower.records import (
     ARRAYS,
     CONFIG,
     CONFIRM,
-    JOIN,
     MASK,
     SECAGG,
     TRAIN,
@@ -34,7 +34,7 @@ from fedslm.flower.records import (
     secagg_bytes,
     to_array_record,
 )
-from fedslm.secagg.messages import AbortRequest, Advert, ConfirmRequest
+from fedslm.secagg.messages import HEAD_BYTES, AbortRequest, Advert, ConfirmRequest
 from fedslm.secagg.wire import decode, encode
 from tests.builders import UNPRIVATE
 from tests.clients.table import (
@@ -50,6 +50,7 @@ from tests.clients.table import (
     Session,
     Table,
     code,
+    drawn_again,
     plan_for,
 )
 
@@ -254,7 +255,7 @@ def _earlier(table: Table) -> bytes:
 
 def _altered(data: bytes) -> bytes:
     advert = decode(Advert, data)
-    return encode(dataclasses.replace(advert, ledger_head=b"\1" * 40))
+    return encode(dataclasses.replace(advert, ledger_head=b"\1" * HEAD_BYTES))
 
 
 def _empty_arrays(content: RecordDict) -> None:
@@ -295,8 +296,9 @@ def test_terms_that_break_a_rule_are_refused_before_a_record_is_read(table: Tabl
     message = spoil(table, Session(table, table.opening(1)))
     assert code(table.send(ONE, message)) == refused
     assert table.trained == []
-    with Store(Path(str(table.sites[ONE].state_folder)), hospital=ONE) as store:
-        assert store.advert(table.plan.sha256)  # nothing was booked, and its advert is as good as before
+    folder = Path(str(table.sites[ONE].state_folder))
+    with Database(folder, hospital=ONE, population="patients") as database:
+        assert Store(database).advert(table.plan.sha256)  # nothing was booked, and its advert is as good as before
     table.join(ONE)
     np.testing.assert_allclose(table.run(1), table.expected(), atol=1e-7)
 
@@ -537,7 +539,8 @@ def test_without_privacy_an_adapter_is_masked_for_once(bare: Table) -> None:
 def beside(table: Table, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
     """The same hospitals, with the same state folders, in another run without privacy."""
     folder.mkdir()
-    other = Table(folder, plan_for(privacy=UNPRIVATE, nonce="f" * 32), monkeypatch)
+    plan = plan_for(privacy=UNPRIVATE, nonce="f" * 32)
+    other = Table(folder, plan, monkeypatch, identities=drawn_again(table, plan))
     for name in NAMES:
         other.change_site(name, state_folder=table.sites[name].state_folder)
     other.join()
@@ -573,9 +576,9 @@ def test_another_adapter_than_the_plans_takes_no_session(table: Table, adapter: 
 def test_two_hospitals_do_not_share_a_folder(table: Table) -> None:
     log = table.folder / "log"
     table.change_site(TWO, state_folder=table.sites[ONE].state_folder, log_file=str(log))
-    assert code(table.send(TWO, table.message(JOIN))) == "FAILED"
+    assert code(table.invite(TWO)) == "FAILED"
     assert f"is that of {ONE}" in log.read_text()
-    assert code(table.send(ONE, table.message(JOIN))) == ""
+    assert code(table.invite(ONE)) == ""
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -586,11 +589,11 @@ def test_what_a_finished_run_left_is_cleared_away_by_the_next_message_and_nothin
     other.start(1)
     folder = Path(str(other.sites[ONE].state_folder))
     if ended:  # killed after the abort was on record, and before anything was dropped
-        with Store(folder, hospital=ONE) as store:
-            store.abort(other.plan.sha256, 1)
+        with Database(folder, hospital=ONE, population="patients") as database:
+            Store(database).abort(other.plan.sha256, 1)
     bare.contexts[ONE].state = other.contexts[ONE].state  # an old node of Flower's, say
     slots = set(other.state(ONE))
-    bare.send(ONE, bare.message(JOIN))
+    bare.invite(ONE)
     left = {slot for slot in bare.state(ONE) if slot.startswith(other.plan.sha256[:12])}
     dropped = {f"{other.plan.sha256[:12]}.{name}" for name in ("machine", "vector-key")}
     assert left == (slots - dropped if ended else slots)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from clients.site import SITE_FILE_KEY, SITES_FOLDER_VARIABLE, Site, find_site, read_site
+from clients.site import SITE_FILE_KEY, SITES_FOLDER_VARIABLE, Budget, Site, find_site, read_site
 from fedslm.errors import ConfigError
 from tests.builders import UNPRIVATE, masked_plan, toy_plan
 
@@ -19,7 +20,8 @@ VALUES: dict[str, Any] = {
     "unit": "patient",
     "declared_population": 40,
 }
-KEYS = {"identity": "id.pem", "roster": "roster.json", "roster_sha256": "a" * 64, "state_folder": "state"}
+HOME = {"identity": "id.pem", "state_folder": "state"}
+KEYS = {**HOME, "roster": "roster.json", "roster_sha256": "a" * 64}
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -95,8 +97,9 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, changes: dict[str,
 def test_a_plan_within_the_policy_is_approved(tmp_path: Path) -> None:
     site(tmp_path, **KEYS).approve(masked_plan())
     site(tmp_path, **KEYS, max_epsilon=8).approve(masked_plan())
-    site(tmp_path, **KEYS, allow_privacy_none=True).approve(masked_plan(privacy=UNPRIVATE))
-    site(tmp_path, allow_unmasked=True).approve(toy_plan())
+    lavish = {"allow_privacy_none": True, "budget_epsilon": "unlimited"}
+    site(tmp_path, **KEYS, **lavish).approve(masked_plan(privacy=UNPRIVATE))
+    site(tmp_path, **HOME, allow_unmasked=True).approve(toy_plan())
 
 
 def test_a_plan_in_the_clear_needs_a_sites_word_for_it(tmp_path: Path) -> None:
@@ -105,19 +108,55 @@ def test_a_plan_in_the_clear_needs_a_sites_word_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(KEYS))
-def test_a_masked_plan_needs_keys_a_roster_and_a_place_to_keep_state(tmp_path: Path, missing: str) -> None:
+def test_a_plan_needs_keys_and_a_place_to_keep_state_and_a_masked_one_a_roster(tmp_path: Path, missing: str) -> None:
     some = {name: value for name, value in KEYS.items() if name != missing}
     with pytest.raises(ConfigError, match=rf"needs {missing} in site\.yaml of hospital-0"):
         site(tmp_path, **some, allow_unmasked=True).approve(masked_plan())
-    with pytest.raises(ConfigError, match="needs identity, roster, roster_sha256, state_folder in"):
-        site(tmp_path, allow_unmasked=True).approve(masked_plan())
+    for plan in (masked_plan(), toy_plan()):
+        with pytest.raises(ConfigError, match="needs identity, state_folder in"):
+            site(tmp_path, allow_unmasked=True).approve(plan)
+    with pytest.raises(ConfigError, match="needs roster, roster_sha256 in"):
+        site(tmp_path, **HOME).approve(masked_plan())
+
+
+@pytest.mark.parametrize("anchor", ["state/anchor", "state/../state/deep/anchor", "state"])
+def test_an_anchor_beside_the_ledger_is_none(tmp_path: Path, anchor: str) -> None:
+    with pytest.raises(ConfigError, match="another disk"):
+        site(tmp_path, **KEYS, anchor_file=anchor)
+    site(tmp_path, **KEYS, anchor_file="state-of-it/anchor")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"budget_epsilon": 0}, "budget_epsilon"),
+        ({"budget_epsilon": float("inf")}, "budget_epsilon"),
+        ({"budget_epsilon": "much"}, "budget_epsilon"),
+        ({"budget_delta": 0.01}, r"above 0.0025 = 1/\(10 \* 40 patients\)"),
+        ({"population": "../adults"}, "population"),
+        ({"allow_privacy_none": True}, "budget_epsilon=8"),
+    ],
+    ids=str,
+)
+def test_an_impossible_budget_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        site(tmp_path, **changes)
+
+
+def test_the_budget_is_finite_unless_said_otherwise(tmp_path: Path) -> None:
+    assert site(tmp_path).budget == Budget(epsilon=8.0, delta=1 / 4000)
+    assert site(tmp_path, budget_epsilon="unlimited", budget_delta=1e-5).budget == Budget(epsilon=math.inf, delta=1e-5)
 
 
 @pytest.mark.parametrize(
     ("changes", "plan", "named"),
     [
         ({}, {"privacy": UNPRIVATE}, "allow_privacy_none=false"),
-        ({"allow_privacy_none": True, "max_epsilon": 8}, {"privacy": UNPRIVATE}, "allows 8"),
+        (
+            {"allow_privacy_none": True, "budget_epsilon": "unlimited", "max_epsilon": 8},
+            {"privacy": UNPRIVATE},
+            "allows 8",
+        ),
         ({"max_epsilon": 7.9}, {}, "epsilon 8.0, site.yaml allows 7.9"),
         ({"unit": "record"}, {}, "protects the patient, site.yaml asks for the record"),
         ({"declared_population": 41}, {}, "declares 40 patients, site.yaml 41"),

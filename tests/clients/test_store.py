@@ -10,22 +10,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from clients.store import FILE_NAME, Session, Step, Store
-from fedslm.errors import AdvertError, BudgetExceededError, RosterError, RunError, SessionError
+from clients.database import Database
+from clients.store import Session, Step, Store
+from fedslm.errors import AdvertError, RosterError, RunError, SessionError
 from tests.server.test_checkpoints import full_disk
 
 ROOT = Path(__file__).resolve().parents[2]
+FILE_NAME = "patients.sqlite"
 RUN, OTHER = "a" * 64, "b" * 64
 ADAPTER = b"\1" * 32
 Excused = tuple[int, ...] | None
 
 
-def opened(folder: Path, *, hospital: str = "hospital-0") -> Store:
-    return Store(folder, hospital=hospital)
+@contextmanager
+def opened(folder: Path, *, hospital: str = "hospital-0") -> Iterator[Store]:
+    with Database(folder, hospital=hospital, population="patients") as database:
+        yield Store(database)
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def session(number: int, *, run: str = RUN, adapter: bytes = ADAPTER, excused: E
 
 def book(store: Store, number: int, *, run: str = RUN, adapter: bytes = ADAPTER, excused: Excused = None) -> Session:
     booked = session(number, run=run, adapter=adapter, excused=excused)
-    store.book(booked, advert=issue(store, run))
+    store.open(booked, advert=issue(store, run))
     return booked
 
 
@@ -76,8 +81,8 @@ def test_a_session_number_only_goes_up(store: Store, number: int) -> None:
     book(store, 5)
     serial = issue(store)
     with pytest.raises(SessionError, match="opened session 5"):
-        store.book(session(number), advert=serial)
-    store.book(session(6), advert=serial)  # the refusal used nothing up
+        store.open(session(number), advert=serial)
+    store.open(session(6), advert=serial)  # the refusal used nothing up
 
 
 def test_numbers_are_counted_for_each_run_by_itself(store: Store) -> None:
@@ -92,14 +97,6 @@ def test_a_number_stays_taken_in_the_next_process(tmp_path: Path) -> None:
         book(first, 2)
     with opened(tmp_path) as second, pytest.raises(SessionError):
         book(second, 2)
-
-
-def test_no_more_sessions_are_opened_than_the_noise_was_made_for(store: Store) -> None:
-    for number in (1, 7):
-        store.book(session(number), advert=issue(store), max_sessions=2)
-    with pytest.raises(BudgetExceededError, match="covers 2 sessions"):
-        store.book(session(8), advert=issue(store), max_sessions=2)
-    store.book(session(8), advert=issue(store), max_sessions=None)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -340,15 +337,15 @@ def test_no_session_is_opened_while_a_finished_run_is_visited(
 ) -> None:
     answer(store, book(store, 1), *Step)
     serial = issue(store)
-    monkeypatch.setattr("clients.store.BUSY_S", 0.05)
+    monkeypatch.setattr("clients.database.BUSY_S", 0.05)
     with opened(tmp_path / "state") as other:
 
         def visit(prefix: str) -> None:
             with pytest.raises(RunError, match="locked"):
-                other.book(session(2), advert=serial)
+                other.open(session(2), advert=serial)
 
         store.visit_finished([RUN[:12]], visit)
-        other.book(session(2), advert=serial)
+        other.open(session(2), advert=serial)
 
 
 # --- adverts and rosters ----------------------------------------------------------------------------------------------
@@ -359,11 +356,11 @@ def test_the_newest_advert_counts_and_is_used_once(store: Store) -> None:
         store.advert(RUN)
     old, new = issue(store), issue(store)
     assert (store.advert(RUN).serial, store.advert(RUN).data) == (new, f"advert {new}".encode())
-    store.book(session(1), advert=new)
+    store.open(session(1), advert=new)
     with pytest.raises(AdvertError, match="no unused advert"):
         store.advert(RUN)
     with pytest.raises(AdvertError, match="used in a session before"):
-        store.book(session(2), advert=new)
+        store.open(session(2), advert=new)
     assert old != new
 
 
@@ -378,7 +375,7 @@ def test_a_serial_is_given_out_once_over_all_runs_and_processes(tmp_path: Path) 
 def test_an_advert_of_another_run_is_not_taken(store: Store) -> None:
     serial = issue(store, OTHER)
     with pytest.raises(AdvertError):
-        store.book(session(1), advert=serial)
+        store.open(session(1), advert=serial)
 
 
 def test_an_advert_that_could_not_be_made_leaves_nothing(store: Store) -> None:
@@ -417,42 +414,45 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
 
 
 def test_a_commit_waits_for_the_disk(store: Store) -> None:
-    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._database._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._database._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @pytest.mark.parametrize("content", [b"not a database, " * 300, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(RunError, match=r"store\.sqlite cannot be used: .*restore"):
-        opened(tmp_path)
+    with pytest.raises(RunError, match=r"patients\.sqlite cannot be used: .*restore"), opened(tmp_path):
+        pass
     assert (tmp_path / FILE_NAME).read_bytes() == content
 
 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as db:
         db.execute("PRAGMA user_version = 9")
-    with pytest.raises(RunError, match="version 9"):
-        opened(tmp_path)
+    with pytest.raises(RunError, match="version 9"), opened(tmp_path):
+        pass
 
 
 def test_a_folder_is_one_hospitals_for_good(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         book(store, 1)
-    with pytest.raises(RunError, match=r"is that of hospital-0; name another state_folder in site\.yaml of hospital-1"):
-        opened(tmp_path, hospital="hospital-1")
+    with (
+        pytest.raises(RunError, match=r"is that of hospital-0; name another state_folder in site\.yaml of hospital-1"),
+        opened(tmp_path, hospital="hospital-1"),
+    ):
+        pass
     with opened(tmp_path) as store:
         assert store.expect(RUN, Step.SHARE)
 
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(RunError, match="cannot be used"):
-        opened(tmp_path / "state")
+    with pytest.raises(RunError, match="cannot be used"), opened(tmp_path / "state"):
+        pass
 
 
 def test_a_locked_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.store.BUSY_S", 0.05)
+    monkeypatch.setattr("clients.database.BUSY_S", 0.05)
     with opened(tmp_path) as store:
         booked = book(store, 1)
         other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
@@ -477,7 +477,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_on_record(tmp_path: Path) ->
 def test_a_read_only_file_is_one_sentence(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         booked = book(store, 1)
-        store._db.execute("PRAGMA query_only = ON")
+        store._database._db.execute("PRAGMA query_only = ON")
         with pytest.raises(RunError, match="readonly"):
             store.commit(booked, Step.SHARE, b"")
 
@@ -485,9 +485,10 @@ def test_a_read_only_file_is_one_sentence(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from clients.store import Session, Step, Store
+from clients.database import Database
+from clients.store import Step, Store
 
-store = Store(Path(sys.argv[1]), hospital="hospital-0")
+store = Store(Database(Path(sys.argv[1]), hospital="hospital-0", population="patients"))
 booked = store.expect("a" * 64, Step.SHARE)
 store.commit(booked, Step.SHARE, b"reply")
 os.kill(os.getpid(), 9)

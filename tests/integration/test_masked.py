@@ -34,9 +34,10 @@ from fedslm.reporting.events import Event
 from fedslm.secagg.messages import (
     AbortReply,
     AbortRequest,
-    Advert,
     ConfirmReply,
     ConfirmRequest,
+    Invitation,
+    JoinReply,
     MaskedReply,
     MaskRequest,
     Opening,
@@ -60,7 +61,7 @@ WHOLE = ("privacy.sample_rate=1", "privacy.max_records_per_unit=2", "strategy=fe
 CANARY = "zq7Xylophone"
 
 REQUESTS = {
-    JOIN: None,
+    JOIN: Invitation,
     TRAIN: Opening,
     MASK: MaskRequest,
     CONFIRM: ConfirmRequest,
@@ -68,7 +69,7 @@ REQUESTS = {
     ABORT: AbortRequest,
 }
 REPLIES = {
-    JOIN: Advert,
+    JOIN: JoinReply,
     TRAIN: SharesReply,
     MASK: MaskedReply,
     CONFIRM: ConfirmReply,
@@ -286,12 +287,10 @@ def walk_request(kind: str, message: Message) -> None:
     assert not content.metric_records
     assert set(content.config_records) == {CONFIG}
     assert typed(content.config_records[CONFIG]) == (TOLD if kind == TRAIN else SIGNED)
-    expected = {ARRAYS, FROZEN, SECAGG} if kind == TRAIN else {SECAGG} if kind != JOIN else set()
+    expected = {ARRAYS, FROZEN, SECAGG} if kind == TRAIN else {SECAGG}
     assert set(content.array_records) == expected
-    document = REQUESTS[kind]
-    if document is not None:
-        data = secagg_bytes(message)
-        assert encode(decode(document, data)) == data
+    data = secagg_bytes(message)
+    assert encode(decode(REQUESTS[kind], data)) == data
 
 
 def walk_reply(kind: str, message: Message) -> None:
@@ -370,8 +369,9 @@ def test_a_masked_run_has_identities_and_leaves_no_secret_of_its_sessions(unpriv
     for number in range(3):
         found = {str(path.relative_to(sites)) for path in (sites / f"state-{number}").rglob("*") if path.is_file()}
         assert {path for path in found if not path.endswith(("-wal", "-shm"))} == {
+            f"state-{number}/patients.key",
+            f"state-{number}/patients.sqlite",
             f"state-{number}/state.key",
-            f"state-{number}/store.sqlite",
         }
     # Root and coordinator signed once; nobody has their keys any more.
     pems = [path.read_bytes().count(b"BEGIN PRIVATE KEY") for path in run.folder.rglob("*.pem")]

@@ -10,7 +10,7 @@ from clients.site import RecordSource, Site
 from fedslm.errors import ConfigError, RosterError, RunError, SignatureError
 from fedslm.governance.keyfiles import read_identity
 from fedslm.governance.roster import read_roster, verify_plan
-from simulations.identities import Identities, with_identities
+from simulations.identities import Identities, with_identities, without_roster
 from tests.builders import masked_plan
 
 
@@ -43,11 +43,19 @@ def test_each_site_gets_what_a_masked_plan_needs(tmp_path: Path) -> None:
     drawn.write(tmp_path / "sites")
     found = with_identities(sites(plan.names), tmp_path / "sites")
     for site in found:
-        keys = site.keys()
-        assert read_identity(keys.identity, None).public == drawn.hospitals[site.hospital].public
-        assert read_roster(keys.roster.read_bytes()).sha256 == keys.roster_sha256
-        assert keys.identity.stat().st_mode & 0o777 == 0o600
+        home, pin = site.home(), site.roster_pin()
+        assert read_identity(home.identity, None).public == drawn.hospitals[site.hospital].public
+        assert read_roster(pin.path.read_bytes()).sha256 == pin.sha256
+        assert home.identity.stat().st_mode & 0o777 == 0o600
     assert len({site.state_folder for site in found}) == 3
+
+
+def test_sites_of_a_plan_in_the_clear_get_identities_that_are_kept(tmp_path: Path) -> None:
+    names = ("hospital-0", "hospital-1")
+    first, again = (without_roster(sites(names), tmp_path) for _ in range(2))
+    assert first == again
+    keys = {read_identity(site.home().identity, None).public for site in first}
+    assert len(keys) == len({site.state_folder for site in first}) == 2
 
 
 def test_identities_are_kept_and_never_written_over(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""A patient is in one population of a hospital, and nobody learns who it is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from clients.database import Database
+from clients.patients import KEY_FILE, PatientRegister
+from fedslm.errors import DataError, LedgerError, RunError
+
+
+@contextmanager
+def register(folder: Path, population: str = "adults") -> Iterator[PatientRegister]:
+    with Database(folder, hospital="hospital-0", population=population) as database:
+        yield PatientRegister(database)
+
+
+def enter(folder: Path, population: str, *patients: str) -> None:
+    with register(folder, population) as found:
+        found.enter(patients)
+
+
+def test_a_patient_of_another_population_is_refused(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", "ann", "bob", "ann")
+    enter(tmp_path, "children", "carl")
+    with pytest.raises(DataError, match="1 of 2 patients are in the population 'adults'") as refused:
+        enter(tmp_path, "children", "bob", "dora")
+    assert "bob" not in str(refused.value)
+    enter(tmp_path, "children", "dora")  # the refusal entered nobody
+    enter(tmp_path, "adults", "bob")
+
+
+def test_many_patients_are_looked_up_at_once(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", *(f"a{number}" for number in range(3000)))
+    with pytest.raises(DataError, match="2 of 1502 patients"):
+        enter(tmp_path, "children", *(f"c{number}" for number in range(1500)), "a1", "a2999")
+
+
+def test_the_file_does_not_say_who_it_is(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", "ann-of-green-gables")
+    assert all(b"green-gables" not in path.read_bytes() for path in tmp_path.iterdir())
+    with sqlite3.connect(tmp_path / "adults.sqlite") as db:
+        (code,) = db.execute("SELECT code FROM patients").fetchone()
+    other = tmp_path / "other"
+    enter(other, "adults", "ann-of-green-gables")
+    with sqlite3.connect(other / "adults.sqlite") as db:
+        assert db.execute("SELECT code FROM patients").fetchone() != (code,)
+
+
+def test_a_key_that_is_gone_is_missed(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", "ann")
+    (tmp_path / KEY_FILE).unlink()
+    for population in ("adults", "children"):
+        with pytest.raises(LedgerError, match="is gone"):
+            enter(tmp_path, population, "ann")
+
+
+def test_a_damaged_key_is_refused(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", "ann")
+    (tmp_path / KEY_FILE).write_bytes(b"short")
+    with pytest.raises(LedgerError, match="is damaged"):
+        enter(tmp_path, "adults", "ann")
+
+
+def test_a_population_that_cannot_be_read_stops_the_others(tmp_path: Path) -> None:
+    enter(tmp_path, "adults", "ann")
+    (tmp_path / "adults.sqlite").write_bytes(b"not a database" * 100)
+    (tmp_path / "adults.sqlite-wal").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="nothing was trained"):
+        enter(tmp_path, "children", "bob")
+
+
+def test_a_fingerprint_changes_with_the_records_and_with_the_hospital(tmp_path: Path) -> None:
+    with register(tmp_path / "one") as one, register(tmp_path / "two") as two:
+        found = [
+            one.fingerprint([b"ab", b"c"]),
+            one.fingerprint([b"a", b"bc"]),
+            one.fingerprint([b"c", b"ab"]),
+            two.fingerprint([b"ab", b"c"]),
+        ]
+        assert one.fingerprint([b"ab", b"c"]) == found[0]
+    assert len(set(found)) == 4
