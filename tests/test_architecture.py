@@ -31,7 +31,13 @@ OWNERS = {
     "omegaconf": "fedslm/config/",
 }
 FORBIDDEN = {
-    "server": ("clients", "fedslm.secagg.hospital", "fedslm.privacy.gradients", "fedslm.privacy.ledger"),
+    "server": (
+        "clients",
+        "fedslm.secagg.hospital",
+        "fedslm.privacy.gradients",
+        "fedslm.privacy.ledger",
+        "fedslm.privacy.ledger_fold",
+    ),
     "clients": ("server", "simulations", "fedslm.secagg.coordinator"),
 }
 
