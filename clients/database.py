@@ -38,8 +38,8 @@ CREATE TABLE ledger (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TABLE signatures (
   number INTEGER PRIMARY KEY, signature BLOB NOT NULL, FOREIGN KEY (number) REFERENCES ledger (number)) STRICT;
 CREATE TABLE heads (
-  signer BLOB NOT NULL, ledger TEXT NOT NULL, number INTEGER NOT NULL, proof BLOB NOT NULL,
-  PRIMARY KEY (signer, ledger)) STRICT;
+  signer BLOB NOT NULL, ledger TEXT NOT NULL, scope BLOB NOT NULL, number INTEGER NOT NULL, proof BLOB NOT NULL,
+  PRIMARY KEY (signer, ledger, scope)) STRICT;
 CREATE TABLE patients (code BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
@@ -147,7 +147,11 @@ class Database:
 
 def _connect(folder: Path, path: Path) -> sqlite3.Connection:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same permissions
+    if not path.exists():
+        # Made here, so that SQLite gives its other files the same permissions. Never opened again: closing it would give
+        # away the locks that another connection of this process has on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")

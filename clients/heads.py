@@ -18,13 +18,16 @@ from fedslm.secagg.messages import MAX_PROOFS, Advert, HeadProof
 from fedslm.secagg.terms import verify_proof
 from fedslm.secagg.wire import decode, encode
 
-_NEWEST = "SELECT number, proof FROM heads WHERE signer = ? AND ledger = ?"
+_SEEN = "SELECT proof FROM heads WHERE signer = ? AND ledger = ? AND scope = ?"
 
 
 def see_adverts(
     database: Database, adverts: Iterable[Advert], *, scope: bytes, keys: Mapping[str, PublicIdentity]
 ) -> None:
-    """Remembers the heads in verified adverts, and refuses one that is behind what was seen.
+    """Remembers the heads in verified adverts, and refuses one that is behind what was seen in the same run.
+
+    Of two runs at once each has adverts that were issued before the other's last booking: across runs an older head
+    proves nothing, and is for its own hospital to judge when it is shown the newer one.
 
     Args:
       scope: what the adverts are for, 64 bytes.
@@ -39,17 +42,20 @@ def see_adverts(
 
 def _see(db: sqlite3.Connection, advert: Advert, *, scope: bytes, key: PublicIdentity) -> None:
     head, signer = _head_in(advert), key.to_bytes()
-    found = db.execute(_NEWEST, (signer, head.ledger)).fetchone()
+    found = db.execute(_SEEN, (signer, head.ledger, scope)).fetchone()
     if found is not None:
-        seen = _head(bytes(found[1]))
+        seen = _head(bytes(found[0]))
         if head.row < seen.row or (head.row == seen.row and head.sha256 != seen.sha256):
             raise AdvertError(
                 f"The ledger of {advert.member} ends at row {head.row}, and this hospital has seen its row {seen.row}: an "
                 f"older copy was restored there; {advert.member} must restore the newest."
             )
-    if found is None or head.row > found[0]:
-        proof = encode(HeadProof(scope=scope, advert=encode(advert)))
-        db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (signer, head.ledger, head.row, proof))
+    _remember(db, HeadProof(scope=scope, advert=encode(advert)), head, signer)
+
+
+def _remember(db: sqlite3.Connection, proof: HeadProof, head: Head, signer: bytes) -> None:
+    values = (signer, head.ledger, proof.scope, head.row, encode(proof))
+    db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)", values)
 
 
 def newer_proofs(
@@ -68,7 +74,9 @@ def newer_proofs(
 
 
 def _newer(db: sqlite3.Connection, key: PublicIdentity, known: Head | None) -> list[bytes]:
-    rows = db.execute("SELECT ledger, number, proof FROM heads WHERE signer = ?", (key.to_bytes(),)).fetchall()
+    # SQLite takes the other columns of the row that has the maximum.
+    query = "SELECT ledger, MAX(number), proof FROM heads WHERE signer = ? GROUP BY ledger"
+    rows = db.execute(query, (key.to_bytes(),)).fetchall()
     return [
         bytes(proof) for ledger, number, proof in rows if known is None or ledger != known.ledger or number > known.row
     ]
@@ -83,10 +91,9 @@ def note_claim(database: Database, proof: HeadProof, *, me: str, key: PublicIden
     advert = verify_proof(proof, {me: key})
     head = _head_in(advert)
     with database.transaction() as db:
-        found = db.execute(_NEWEST, (key.to_bytes(), head.ledger)).fetchone()
-        if found is None or head.row > found[0]:
-            values = (key.to_bytes(), head.ledger, head.row, encode(proof))
-            db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", values)
+        found = db.execute(_SEEN, (key.to_bytes(), head.ledger, proof.scope)).fetchone()
+        if found is None or head.row > _head(bytes(found[0])).row:
+            _remember(db, proof, head, key.to_bytes())
     return head
 
 

@@ -66,6 +66,7 @@ class Heads:
         newest = {other: next(reversed(claims.values())) for other, claims in self._claims.items() if claims}
         known = tuple((other, claim.head.to_bytes()) for other, claim in sorted(newest.items()) if other != name)
         claim = self._to_show(name)
+        self._shown.pop(name, None)
         if claim is None:
             return Invitation(known=known, own=b"")
         self._shown[name] = node_id, claim.head
@@ -92,12 +93,12 @@ class Heads:
           LedgerError: it cannot have, as its ledger ends before the row that it was shown, or has another one there.
         """
         node, shown = self._shown.pop(name, (node_id, None))
-        if shown is None or node != node_id:
+        if shown is None or node != node_id or _covers(self._current[name], shown):
             return
-        claim = self._claims[name].get(shown.ledger)
-        if shown.ledger == self._current[name].ledger and not _covers(self._current[name], shown):
+        if shown.ledger == self._current[name].ledger:
             raise LedgerError(f"{name} was shown row {shown.row} of its ledger and joined with an older copy of that.")
-        if claim is not None and claim.head == shown:
+        claim = self._claims[name].get(shown.ledger)
+        if claim is not None and claim.head == shown:  # else a later row became known meanwhile
             self._claims[name][shown.ledger] = dataclasses.replace(claim, is_settled=True)
 
     def learn(self, proofs: Iterable[bytes]) -> None:

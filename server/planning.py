@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedslm.config.checks import check_delta, check_hospitals
+from fedslm.config.checks import check_delta, check_hospitals, floor_delta
 from fedslm.config.schema import MIN_MASKED_HOSPITALS, FederationConfig, check_masking
 from fedslm.encoding import arrays_sha256
 from fedslm.errors import ConfigError
@@ -99,7 +99,26 @@ def alone(plan: Plan, names: tuple[str, ...], *, population: int, name: str) -> 
     """
     hospital = PlannedHospital(name=name, declared_population=population, weight=1.0)
     nonce = hashlib.sha256(f"{plan.nonce} alone {names}".encode()).hexdigest()[:32]
-    return dataclasses.replace(plan, nonce=nonce, hospitals=(hospital,), min_cohort=1, secagg=None)
+    privacy = _allowed(plan, population)
+    return dataclasses.replace(plan, nonce=nonce, privacy=privacy, hospitals=(hospital,), min_cohort=1, secagg=None)
+
+
+def _allowed(plan: Plan, population: int) -> PlannedPrivacy:
+    """The plan's privacy where so many units are in one place: a lower delta may be needed, and more noise for it."""
+    privacy = plan.privacy
+    largest = 1 / (100 * population)
+    if privacy.mode == "none" or privacy.epsilon is None or privacy.delta <= largest:
+        return privacy
+    delta = floor_delta(largest)
+    sigma = calibrate_noise_multiplier(
+        epsilon=privacy.epsilon,
+        delta=delta,
+        sample_rate=privacy.sample_rate,
+        steps=privacy.max_sessions * plan.training.local_steps,
+        declared_population=population,
+        max_parameters=max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
+    )
+    return dataclasses.replace(privacy, delta=delta, noise_multiplier=max(sigma, privacy.noise_multiplier))
 
 
 def _plan(

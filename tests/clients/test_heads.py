@@ -123,6 +123,21 @@ def test_peers_refuse_a_session_with_a_hospital_that_was_set_back(table: Table) 
     assert table.trained == [*NAMES, *NAMES, ONE]
 
 
+def test_two_runs_at_once_are_no_rollback(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run's adverts are a session old, and the other run's bookings have come in between."""
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    plan = plan_for(nonce="e" * 32)
+    beside = Table(folder, plan, monkeypatch, identities=drawn_again(table, plan))
+    for name in NAMES:
+        beside.change_site(name, state_folder=table.sites[name].state_folder)
+    beside.join()
+    for number in (1, 2, 3):
+        assert table.start(number).refused == {}
+        assert beside.start(number).refused == {}
+    assert {advert.member for advert in proofs_from(table, ONE)} == {TWO, THREE}  # one each, of the newer run
+
+
 def test_peers_tell_a_coordinator_who_has_forgotten(table: Table) -> None:
     table.run(1)
     seen = {advert.member: Head.from_bytes(advert.ledger_head) for advert in proofs_from(table, TWO)}

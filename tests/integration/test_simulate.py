@@ -19,8 +19,10 @@ from safetensors.numpy import load_file
 
 import fedslm
 from fedslm.cli import main
+from fedslm.config.compose import compose
 from fedslm.reporting.events import Event, read_events
 from server.run_folder import RunFolder
+from simulations.consortium import gather
 from simulations.run import RunResult, simulate
 
 pytestmark = pytest.mark.integration
@@ -244,6 +246,17 @@ def test_the_comparison_has_its_keys_and_can_be_asked_for_later(unprivate: Setti
     compared = [event.fields["name"] for event in read_events(first.folder / "events.jsonl") if "name" in event.fields]
     assert {"hospital-0", "hospital-1", "hospital-2", "all hospitals pooled"} == set(compared)
     assert summary(first.folder)["comparison"] == found
+
+
+def test_hospitals_pooled_are_trained_at_the_delta_that_so_many_patients_need(settings: Settings) -> None:
+    overrides = settings("rounds=1", "compare=true", "evaluation.every_rounds=0")
+    largest = 1 / (100 * max(gather(compose(overrides)).population.values()))
+    result = simulate([*overrides, f"privacy.delta={largest!r}"])
+    assert 0 <= result.summary["comparison"]["pooled"] <= 1
+    plans = [RunFolder(path.parent).plan() for path in result.folder.glob("comparison/*/plan.json")]
+    deltas = {plan.names[0]: plan.privacy.delta for plan in plans}
+    assert deltas.pop("all hospitals pooled") < largest
+    assert sorted(deltas.values())[-1] == largest
 
 
 def test_a_plan_is_printed_per_hospital_and_runs_nothing(

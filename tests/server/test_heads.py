@@ -156,6 +156,14 @@ class TestALedgerThatWasLost:
         assert shown(heads, one) == one.ledger.head
         assert heads.is_doubted(first)  # going back to the lost one is another matter: it must answer for the new one
 
+    def test_being_shown_the_ledger_that_it_has_settles_nothing(self, heads: Heads, one: MaskedHospital) -> None:
+        joins(heads, one)
+        for _ in range(2):
+            assert shown(heads, one) == one.ledger.head
+            joins(heads, one)
+        one.ledger = ToyLedger(f"{one.name} again")
+        assert heads.is_doubted(one.new_advert())
+
     def test_a_row_that_was_not_shown_is_not_settled(self, heads: Heads, one: MaskedHospital) -> None:
         joins(heads, one)
         rows = list(one.ledger.rows)

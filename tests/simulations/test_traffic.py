@@ -14,6 +14,7 @@ from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, SECAGG, content_bytes,
 from fedslm.governance.plan import Plan
 from fedslm.reporting.events import Announcer
 from server.aggregate import AggregateFile
+from server.receipts import ReceiptFile
 from server.secure_grid import SecureGrid
 from server.sessions import SessionCounter
 from simulations.local_grid import LocalGrid
@@ -70,6 +71,7 @@ def test_a_session_moves_what_was_announced(hospitals: int, bits: int, tmp_path:
         announcer=Announcer(),
         counter=SessionCounter(tmp_path / "sessions.json"),
         aggregates=AggregateFile(tmp_path / "aggregate.safetensors"),
+        receipts=ReceiptFile(tmp_path / "receipts.jsonl"),
     )
     grid.join(timeout_s=60)
     network.up.clear()
