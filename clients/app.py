@@ -66,13 +66,16 @@ def build_client_app(workbench: Workbench | None = None) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        """Trains one round and answers with the update, which the mod `mask` keeps inside under a masked plan."""
+        """Scores and trains one round; what comes of it the mod `mask` keeps inside under a masked plan."""
         settle()
+        from clients.scores import score_round
         from clients.train import train_round
 
-        site = own_site(dict(context.node_config))
-        enrol(site, bench().units(site).examples)
-        return update_reply(message, train_round(read_train_request(message), site, bench()))
+        site, scored = own_site(dict(context.node_config)), read_plan(message).privacy.scores is not None
+        enrol(site, bench().records(site), scored=scored)
+        request = read_train_request(message)
+        scores = score_round(request, site, bench()) if scored else None
+        return update_reply(message, train_round(request, site, bench()), scores=scores)
 
     for message_type, answer in EXCHANGES.items():
         app.query(message_type.removeprefix("query."))(_exchange(answer))

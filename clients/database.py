@@ -40,7 +40,7 @@ CREATE TABLE signatures (
 CREATE TABLE heads (
   signer BLOB NOT NULL, ledger TEXT NOT NULL, scope BLOB NOT NULL, number INTEGER NOT NULL, proof BLOB NOT NULL,
   PRIMARY KEY (signer, ledger, scope)) STRICT;
-CREATE TABLE patients (code BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE patients (code BLOB PRIMARY KEY, side TEXT) STRICT, WITHOUT ROWID;
 """
 
 

@@ -36,6 +36,7 @@ from fedslm.flower.records import (
     CONFIRM,
     JOIN,
     MASK,
+    SCORES,
     SECAGG,
     TRAIN,
     UNMASK,
@@ -174,8 +175,10 @@ def mask(message: Message, context: Context, call_next: Handler) -> Message:
         return call_next(message, context)
     with take_part(message, context) as part:
         opened = part.open(message)
-        trained = call_next(message, context).content.array_records[UPDATE]
-        return secagg_reply(message, part.share(opened, {name: array.numpy() for name, array in trained.items()}))
+        records = call_next(message, context).content.array_records
+        update = {name: array.numpy() for name, array in records[UPDATE].items()}
+        scores = records[SCORES][SCORES].numpy() if SCORES in records else None
+        return secagg_reply(message, part.share(opened, update, scores))
 
 
 def _kind(message: Message) -> str:

@@ -127,15 +127,18 @@ class Part:
         self._sealed.forget_vector()
         return Opened(session=session, head=head, attempt=opening.attempt, seat=seat, terms=terms, sealing_key=key)
 
-    def share(self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    def share(
+        self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]], scores: np.ndarray[Any, Any] | None = None
+    ) -> bytes:
         """Step 1, after training: encodes the update, seals it, and deals the shares of what will mask it.
 
         Args:
           update: float32 by name, not yet weighted.
+          scores: float32 (2,), noised and scaled, where the plan releases some; no weight is put on them.
         Raises:
           FloatingPointError: it is not finite. RangeError: it does not fit. RunError: it cannot be kept.
         """
-        levels = self._encoded(opened, update)
+        levels = self._encoded(opened, update, scores)
         try:
             self._sealed.keep_vector(levels, *_place(opened.session, Step.SHARE))
             issued, next_key = self._issue()
@@ -265,10 +268,12 @@ class Part:
         return tuple(earlier.number for earlier in masked)  # of this run all: another's is never excused
 
     def _encoded(
-        self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]]
+        self, opened: Opened, update: Mapping[str, np.ndarray[Any, Any]], scores: np.ndarray[Any, Any] | None
     ) -> np.ndarray[Any, np.dtype[np.uint32]]:
         vector = to_vector(update)
         vector *= np.float32(self._plan.hospital(self._agreement.hospital).weight)
+        if scores is not None:
+            vector = np.concatenate([vector, scores])
         stream = open_stream(self._site, self._plan, ROUNDING, opened.session.round, opened.attempt)
         return opened.terms.fixed_point.encode(vector, stream)
 

@@ -9,6 +9,7 @@ from fedslm.governance.plan import Plan
 
 STEP = "step"
 ROUNDING = "rounding"
+SCORES = "scores"
 
 
 def open_stream(site: Site, plan: Plan, purpose: str, *place: int) -> SecureStream:
@@ -19,7 +20,8 @@ def open_stream(site: Site, plan: Plan, purpose: str, *place: int) -> SecureStre
     interrupted is not gone on with, but the round's next one must draw the same.
 
     Args:
-      purpose: `STEP` for a training step's draw and noise, `ROUNDING` for the encoding of an update.
+      purpose: `STEP` for a training step's draw and noise, `ROUNDING` for the encoding of an update, `SCORES` for the
+        noise on the scores of held-out patients.
       place: round, attempt at it, and step within it.
     """
     if site.simulation_seed is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients.records import read_records
+from clients.records import Records, read_records
 from clients.site import Site
 from clients.streams import STEP, open_stream
 from fedslm.config.schema import AdapterConfig, ModelConfig
 from fedslm.crypto.prg import SecureStream
 from fedslm.data.example import Example
 from fedslm.data.tokenise import TokenisedExample, tokenise
-from fedslm.encoding import canonical_bytes
 from fedslm.errors import DataError, ModelError
 from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan, PlannedAdapter
@@ -83,7 +81,7 @@ class Workbench:
         """Starts empty; everything is loaded when first asked for."""
         self._first: dict[Shape, Tool] = {}
         self._free: dict[Shape, list[Tool]] = {}
-        self._examples: dict[Site, tuple[Example, ...]] = {}
+        self._records: dict[Site, Records] = {}
         self._units: dict[tuple[Site, int | None], Units] = {}
         self._lock = threading.Lock()
 
@@ -132,18 +130,23 @@ class Workbench:
         with self._lock:
             found = self._units.get(key)
         if found is None:
-            found = _units(self._read(site), site, max_records_per_patient)
+            found = _units(self.records(site).train, site, max_records_per_patient)
             with self._lock:
                 self._units[key] = found
         return found
 
-    def _read(self, site: Site) -> tuple[Example, ...]:
+    def records(self, site: Site) -> Records:
+        """A site's records, those to train on and those held out; read once.
+
+        Raises:
+          DataError: they cannot be read, or have no patient ids where the unit is the patient.
+        """
         with self._lock:
-            found = self._examples.get(site)
+            found = self._records.get(site)
         if found is None:
-            found = read_records(site).train
+            found = read_records(site)
             with self._lock:
-                self._examples[site] = found
+                self._records[site] = found
         return found
 
 
@@ -161,13 +164,18 @@ def train_round(request: TrainRequest, site: Site, bench: Workbench) -> Update:
     units = bench.units(site, max_records_per_patient=plan.privacy.max_records_per_patient)
     with bench.adapter(plan.model, plan.adapter) as (tokenizer, adapter):
         request.require_planned_adapter()
-        _load(adapter, request)
+        load_adapter(adapter, request)
         _take_steps(adapter, units, request, site, tokenizer)
         after = adapter.arrays(trained=True)
     return {name: after[name] - request.trained[name] for name in after}
 
 
-def _load(adapter: Adapter, request: TrainRequest) -> None:
+def load_adapter(adapter: Adapter, request: TrainRequest) -> None:
+    """Puts the global adapter that came with a request into a borrowed one.
+
+    Raises:
+      ModelError: its arrays are not the plan's.
+    """
     expected = set(adapter.arrays(trained=True))
     if set(request.trained) != expected:
         raise ModelError("The adapter's arrays are not those of the plan's method and targets.")
@@ -205,11 +213,7 @@ def _bounded(rows: list[int], examples: tuple[Example, ...], bound: int | None) 
     the patient's epsilon covers and the record's does not.
     """
 
-    def rank(row: int) -> str:
-        example = examples[row]
-        return hashlib.sha256(canonical_bytes([example.prompt, example.completion])).hexdigest()
-
-    return sorted(rows, key=rank)[:bound]
+    return sorted(rows, key=lambda row: examples[row].rank)[:bound]
 
 
 def _take_steps(adapter: Adapter, units: Units, request: TrainRequest, site: Site, tokenizer: Any) -> None:

@@ -7,6 +7,7 @@ public as the next global adapter, of which it is a function.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedslm.errors import RunError
+from fedslm.privacy.scores import Accuracy
 from server.checkpoints import replace_file
 
 
@@ -32,6 +34,7 @@ class Aggregate:
       survivors: whose updates are in it, in the plan's order.
       weight: the sum of their public weights.
       arrays: the global adapter's trained arrays plus the weighted mean of the updates, float32 by name.
+      accuracy: of the adapter that it started from, where the plan releases scores.
     """
 
     round: int
@@ -39,6 +42,7 @@ class Aggregate:
     survivors: tuple[str, ...]
     weight: float
     arrays: dict[str, np.ndarray[Any, Any]]
+    accuracy: Accuracy | None = None
 
     def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether it can be the next adapter: float32 arrays of these names and shapes, every number in it finite."""
@@ -66,6 +70,7 @@ class AggregateFile:
             "adapter_sha256": aggregate.adapter_sha256,
             "survivors": aggregate.survivors,
             "weight": aggregate.weight,
+            "accuracy": None if aggregate.accuracy is None else dataclasses.asdict(aggregate.accuracy),
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in aggregate.arrays.items()}
         metadata = {"aggregate": json.dumps(facts)}
@@ -88,6 +93,7 @@ class AggregateFile:
                 survivors=tuple(map(str, facts["survivors"])),
                 weight=float(facts["weight"]),
                 arrays=arrays,
+                accuracy=None if facts["accuracy"] is None else Accuracy(**facts["accuracy"]),
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None

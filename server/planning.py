@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedslm.config.checks import check_delta, check_hospitals, floor_delta
-from fedslm.config.schema import MIN_MASKED_HOSPITALS, FederationConfig, check_masking
+from fedslm.config.schema import MIN_MASKED_HOSPITALS, FederationConfig, PrivacyConfig, check_masking
 from fedslm.encoding import arrays_sha256
 from fedslm.errors import ConfigError
 from fedslm.governance.plan import (
@@ -19,13 +19,14 @@ from fedslm.governance.plan import (
     PlannedAdapter,
     PlannedHospital,
     PlannedPrivacy,
+    PlannedScores,
     PlannedSecAgg,
     PlannedTraining,
     proximal_mu,
 )
 from fedslm.models.adapters import Adapter, describe
 from fedslm.models.loading import load_base
-from fedslm.privacy.accounting import calibrate_noise_multiplier
+from fedslm.privacy.accounting import calibrate_noise_multiplier, calibrate_scores_noise
 from fedslm.privacy.mechanism import DEFAULT_MAX_PARAMETERS
 from fedslm.secagg.terms import default_colluders
 
@@ -91,7 +92,7 @@ def draft_plan(config: FederationConfig, population: Population, *, seed: int | 
 def alone(plan: Plan, names: tuple[str, ...], *, population: int, name: str) -> Plan:
     """The same plan for one hospital by itself: what a comparison trains with, at the same privacy.
 
-    It is in the clear: there is nobody to hide one update among.
+    It is in the clear: there is nobody to hide one update among. So it releases no scores.
 
     Args:
       names: whose records it stands for (one hospital, or all of them pooled); goes into the nonce.
@@ -105,7 +106,7 @@ def alone(plan: Plan, names: tuple[str, ...], *, population: int, name: str) -> 
 
 def _allowed(plan: Plan, population: int) -> PlannedPrivacy:
     """The plan's privacy where so many units are in one place: a lower delta may be needed, and more noise for it."""
-    privacy = plan.privacy
+    privacy = dataclasses.replace(plan.privacy, scores=None)
     largest = 1 / (100 * population)
     if privacy.mode == "none" or privacy.epsilon is None or privacy.delta <= largest:
         return privacy
@@ -175,7 +176,15 @@ def _privacy(config: FederationConfig, population: Population, parameters: int) 
         max_records_per_unit=asked.max_records_per_unit,
         max_records_per_patient=asked.max_records_per_patient,
         max_sessions=sessions,
+        scores=_scores(asked, sessions),
     )
+
+
+def _scores(asked: PrivacyConfig, sessions: int) -> PlannedScores | None:
+    if asked.scores == "none" or asked.epsilon is None:
+        return None
+    sigma = calibrate_scores_noise(epsilon=asked.epsilon, delta=asked.delta, sessions=sessions)
+    return PlannedScores(noise_multiplier=sigma)
 
 
 def least_cohort(config: FederationConfig, hospitals: int) -> int:

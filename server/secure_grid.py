@@ -29,6 +29,7 @@ from fedslm.flower.records import (
     protocol_code,
     to_array_record,
 )
+from fedslm.privacy.scores import Accuracy, read_accuracy
 from fedslm.reporting.events import Announcer
 from fedslm.secagg.encoding import Ring
 from fedslm.secagg.terms import Terms
@@ -50,11 +51,12 @@ TOO_FEW = "TOO_FEW"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mean:
-    """What a session came to: the weighted mean of the survivors' updates, float32, shape [d]."""
+    """What a session came to: the weighted mean of the survivors' updates, float32, shape [d], and their scores together."""
 
     survivors: tuple[str, ...]
     weight: float
     values: NDArray[np.float32]
+    accuracy: Accuracy | None
 
 
 class SecureGrid(ForwardingGrid):
@@ -64,6 +66,7 @@ class SecureGrid(ForwardingGrid):
       The reply holds the global adapter plus the weighted mean of the survivors' updates, and the sum of their weights.
       A session's number is counted before its first message leaves, and a sum is on the disk before anybody hears of it.
       None is counted for adverts that make no session.
+      A hospital's receipt is on the disk before anybody gets its shares; whoever's ledger is in doubt is in no session.
       A session that fails changes nothing but the count. `survivors` names who is in the last sum.
     """
 
@@ -135,6 +138,7 @@ class SecureGrid(ForwardingGrid):
         task = self._read(sent, timeout or self._plan.deadline_s)
         aggregate = self._kept(task) or self._attempted(task)
         self.survivors = aggregate.survivors
+        self._tell_accuracy(task, aggregate)
         self._finished = self._counter.started
         self._preparation.end_round()
         return [_reply(task, aggregate)]
@@ -249,7 +253,22 @@ class SecureGrid(ForwardingGrid):
         survivors = tuple(name for name in self._plan.names if name in inside)
         weight = sum(self._plan.hospital(name).weight for name in survivors)
         values = terms.fixed_point.decode(total, count=len(points), divisor=weight)
-        return _Mean(survivors=survivors, weight=weight, values=values)
+        length = self._plan.adapter.trained_parameters
+        accuracy = self._accuracy(terms, values[length:] * weight, hospitals=len(points))  # no weight was put on scores
+        return _Mean(survivors=survivors, weight=weight, values=values[:length], accuracy=accuracy)
+
+    def _accuracy(self, terms: Terms, sums: NDArray[np.float32], *, hospitals: int) -> Accuracy | None:
+        if self._plan.privacy.scores is None:
+            return None
+        step = terms.fixed_point.blocks[-1].value_range / terms.fixed_point.half
+        return read_accuracy(sums, self._plan, hospitals=hospitals, step=step)
+
+    def _tell_accuracy(self, task: Task, aggregate: Aggregate) -> None:
+        """Announces what was scored: the adapter that this round started from."""
+        found = aggregate.accuracy
+        if found is not None:
+            fields = {"accuracy": found.value, "stddev": found.stddev}
+            self._announcer.emit("held_out_scored", round=task.number - 1, **fields)
 
     def _save(self, task: Task, mean: _Mean) -> Aggregate:
         """Makes the mean the next adapter, in place, and puts it on the disk."""
@@ -262,6 +281,7 @@ class SecureGrid(ForwardingGrid):
             survivors=mean.survivors,
             weight=mean.weight,
             arrays=arrays,
+            accuracy=mean.accuracy,
         )
         self._aggregates.save(aggregate)
         return aggregate

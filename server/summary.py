@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedslm.errors import FedSLMError
-from fedslm.reporting.events import Announcer, EventLog, Observer
+from fedslm.governance.plan import Plan
+from fedslm.reporting.events import Announcer, EventLog, Observer, read_events
 from fedslm.reporting.promise import bound_words, notice
 from server.checkpoints import Checkpoint
 from server.rounds import epsilon_curve
@@ -46,10 +47,20 @@ def summarise(run: RunFolder, end: Checkpoint, *, status: str, seeded: bool, sta
         "bound": bound_words(plan),
         "notice": notice(plan),
         "sessions": sessions,
+        "held_out_accuracy": _held_out_accuracy(run, plan),
         "seeded": seeded,
         "seconds": time.monotonic() - started,
         "peak_rss_bytes": _peak_rss_bytes(),
     }
+
+
+def _held_out_accuracy(run: RunFolder, plan: Plan) -> list[dict[str, Any]] | None:
+    """What the hospitals released, by round: `round`, `accuracy` and `stddev` of its noise; None where they release none."""
+    if plan.privacy.scores is None:
+        return None
+    events = read_events(run.events) if run.events.exists() else []
+    found = {event.fields["round"]: dict(event.fields) for event in events if event.kind == "held_out_scored"}
+    return [found[round] for round in sorted(found)]
 
 
 def record_failure(

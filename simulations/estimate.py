@@ -66,6 +66,7 @@ def estimate(overrides: Sequence[str]) -> dict[str, Any]:
         "masked": plan.masked,
         "bound": bound_words(plan),
         "sessions": plan.privacy.max_sessions,
+        "scores_noise_multiplier": None if plan.privacy.scores is None else plan.privacy.scores.noise_multiplier,
         "hospitals": rows,
         "seconds_one_after_the_other": sum(row["seconds"] for row in rows.values()),
     }
@@ -176,8 +177,19 @@ def _head(found: Mapping[str, Any]) -> list[str]:
 def _foot(found: Mapping[str, Any]) -> list[str]:
     total = duration_words(found["seconds_one_after_the_other"])
     return [
+        *_scores(found),
         "Records are those expected in a step; up, down and time are for the whole run.",
         f"Epsilon at delta {found['delta']:g} per {found['unit']}, add/remove, after all {found['sessions']} sessions: the "
         f"rounds and {found['sessions'] - found['rounds']} more for rounds that must be tried again.",
         f"Memory and time are estimates for this machine; one after the other the hospitals take {total}.",
+    ]
+
+
+def _scores(found: Mapping[str, Any]) -> list[str]:
+    sigma = found["scores_noise_multiplier"]
+    if sigma is None:
+        return []
+    return [
+        f"Scores of held-out patients leave within the masked sum, under noise of {sigma:.3f}; nobody is both held out and "
+        "trained on, so epsilon covers either."
     ]

@@ -49,7 +49,7 @@ def session_traffic(plan: Plan, name: str, *, frozen: int) -> Traffic:
         return Traffic(up=4 * plan.adapter.trained_parameters, down=adapter + len(plan.to_bytes()))
     names = sorted(plan.names)
     n, u = len(names), names.index(name) + 1
-    vector = bytes(-(-plan.adapter.trained_parameters * plan.secagg.ring_bits // 8))
+    vector = bytes(-(-plan.vector_length * plan.secagg.ring_bits // 8))
     up: list[Document] = [
         _shares(names, u),
         MaskedReply(context=HASH, sender=u, vector=vector),

@@ -56,6 +56,7 @@ def toy_plan(**changes: Any) -> Plan:
             max_records_per_unit=1,
             max_records_per_patient=None,
             max_sessions=3,
+            scores=None,
         ),
         training=PlannedTraining(rounds=3, local_steps=1, learning_rate=1.0, optimizer="sgd", proximal_mu=0.0),
         strategy=FedAdamConfig(name="fedadam", eta=0.02, beta_1=0.9, beta_2=0.99, tau=1e-6),

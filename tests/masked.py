@@ -130,6 +130,7 @@ class MaskedHospital:
       seen: the configs of the training messages, and the openings beside them.
       invited: the invitations that it got.
       others: proofs of others' newest heads that it saw, by hospital and ledger.
+      scores: what it adds behind its update, where the plan releases scores.
     """
 
     charter: Charter
@@ -144,6 +145,7 @@ class MaskedHospital:
     seen: list[tuple[dict[str, Any], Opening]] = field(default_factory=list)
     invited: list[Invitation] = field(default_factory=list)
     others: dict[tuple[str, str], tuple[int, bytes]] = field(default_factory=dict)
+    scores: tuple[float, float] = (0.0, 0.0)
     ledger: Any = None
     key: Any = None
     advert: Any = None
@@ -210,6 +212,8 @@ class MaskedHospital:
         self.seats[opening.session] = seat
         weight = request.plan.hospital(self.name).weight
         values = weight * to_vector(self.update(request.round, request.trained))
+        if request.plan.privacy.scores is not None:
+            values = np.concatenate([values, np.float32(self.scores)])
         self._vector = lambda: terms.fixed_point.encode(values, SecureStream.from_os())
         key, receipt = self.key, self.book(opening.session)
         self.new_advert()

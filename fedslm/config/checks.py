@@ -13,6 +13,7 @@ from fedslm.config.schema import (
     FederationConfig,
     PrivacyConfig,
     check_masking,
+    check_scores,
 )
 from fedslm.errors import ConfigError, PrivacyError
 
@@ -150,6 +151,12 @@ def _masked_sums_hide(config: FederationConfig) -> None:
         )
 
 
+def _scores_leave_noised_and_masked(config: FederationConfig) -> None:
+    if config.privacy.scores == "dp":
+        ring_bits = config.secagg.ring_bits if config.secagg.mode == "masked" else None
+        check_scores(mode=config.privacy.mode, unit=config.privacy.unit, ring_bits=ring_bits)
+
+
 _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _embedded_model_with_room,
     _embedded_takes_no_path,
@@ -158,4 +165,5 @@ _RULES: tuple[Callable[[FederationConfig], None], ...] = (
     _patients_are_bounded_only_where_records_count,
     _epsilon_with_privacy,
     _masked_sums_hide,
+    _scores_leave_noised_and_masked,
 )

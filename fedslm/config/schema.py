@@ -137,6 +137,8 @@ class PrivacyConfig:
         the patient's epsilon is stated too; None keeps all, and then a patient has no epsilon.
       extra_sessions: sessions paid for beyond the rounds. A session is one attempt at a round; a round that lost too
         many hospitals, or was interrupted, takes another.
+      scores: "dp" has every hospital score the incoming adapter on its held-out patients and release the result, noised
+        and within the masked sum; with "none" no score leaves a hospital.
     """
 
     mode: Literal["local", "none"]
@@ -148,6 +150,7 @@ class PrivacyConfig:
     max_records_per_unit: Count
     max_records_per_patient: Count | None = None
     extra_sessions: Annotated[int, Field(ge=0)] = 0
+    scores: Literal["none", "dp"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -314,6 +317,39 @@ def check_masking(*, hospitals: int, min_cohort: int, colluders: int, honest: in
         raise ConfigError(
             f"secagg.colluders={colluders} with secagg.honest={honest} needs {colluders + honest} hospitals in every sum, "
             f"but min_cohort={min_cohort}; set min_cohort={colluders + honest}, or a lower secagg.colluders."
+        )
+
+
+MIN_SCORE_RING_BITS = 24  # with fewer the rounding of a score would be coarser than its noise
+
+
+def check_scores(*, mode: str, unit: str, ring_bits: int | None) -> None:
+    """Refuses to release scores of held-out patients where their cost or their secrecy could not be promised.
+
+    Args:
+      mode, unit: of the privacy.
+      ring_bits: of the secure aggregation; None where updates are in the clear.
+    Raises:
+      ConfigError: naming the setting that does not go with privacy.scores=dp.
+    """
+    if mode != "local":
+        raise ConfigError(
+            f"privacy.scores=dp but privacy={mode}, which bounds nothing; set privacy=local, or privacy.scores=none."
+        )
+    if unit != "patient":
+        raise ConfigError(
+            f"privacy.scores=dp but privacy.unit={unit}; scores are bounded and noised by the patient: set "
+            "privacy.unit=patient, or privacy.scores=none."
+        )
+    if ring_bits is None:
+        raise ConfigError(
+            "privacy.scores=dp but secagg=none; scores leave a hospital only within a masked sum: set secagg=masked, or "
+            "privacy.scores=none."
+        )
+    if ring_bits < MIN_SCORE_RING_BITS:
+        raise ConfigError(
+            f"privacy.scores=dp but secagg.ring_bits={ring_bits}, too coarse for a score; set secagg.ring_bits="
+            f"{MIN_SCORE_RING_BITS} or more, or privacy.scores=none."
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
+from fedslm.encoding import canonical_bytes
 from fedslm.errors import DataError
 
 
@@ -35,6 +37,11 @@ class Example:
             raise DataError(
                 f"The answer is not among the row's {len(self.choices)} choices; correct the row or the column map."
             )
+
+    @property
+    def rank(self) -> str:
+        """A hash of the texts: puts a patient's records in an order as good as random, which no other record changes."""
+        return hashlib.sha256(canonical_bytes([self.prompt, self.completion])).hexdigest()
 
     @property
     def answer_index(self) -> int:

@@ -50,6 +50,7 @@ ABORT = "query.abort"
 ARRAYS = "arrays"
 FROZEN = "frozen"
 UPDATE = "update"
+SCORES = "scores"
 CONFIG = "config"
 SECAGG = "secagg"
 
@@ -343,9 +344,18 @@ def join_reply(request: Message, *, hospital: str, plan: Plan, advert: bytes = b
     return Message(content, reply_to=request)
 
 
-def update_reply(request: Message, update: NamedArrays) -> Message:
-    """A hospital's answer to `train`: its update and nothing else."""
-    return Message(RecordDict({UPDATE: to_array_record(update)}), reply_to=request)
+def update_reply(
+    request: Message, update: NamedArrays, *, scores: np.ndarray[Any, np.dtype[np.float64]] | None = None
+) -> Message:
+    """A hospital's answer to `train`: its update and nothing else.
+
+    Args:
+      scores: the noised scores of its held-out patients. A reply with those does not leave: what masks the update takes both.
+    """
+    content = RecordDict({UPDATE: to_array_record(update)})
+    if scores is not None:
+        content[SCORES] = to_array_record({SCORES: scores})
+    return Message(content, reply_to=request)
 
 
 def secagg_reply(request: Message, data: bytes) -> Message:

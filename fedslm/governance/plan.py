@@ -24,11 +24,13 @@ from fedslm.config.schema import (
     StrategyConfig,
     build,
     check_masking,
+    check_scores,
 )
 from fedslm.encoding import canonical_bytes, parse_canonical, sha256_hex
 from fedslm.errors import ConfigError
 
 PLAN_VERSION = 3
+SCORE_NUMBERS = 2  # the held-out patients' right answers less their wrong ones, and how many patients there are
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -66,6 +68,17 @@ class PlannedAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class PlannedScores:
+    """Scores of held-out patients, which every session releases with noise of their own.
+
+    Attributes:
+      noise_multiplier: the noise's standard deviation over the most that one patient changes the two numbers (L2).
+    """
+
+    noise_multiplier: Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PlannedPrivacy:
     """The mechanism and what it costs. `mode` "none" promises nothing; the other fields then only shape the sampling.
 
@@ -74,6 +87,7 @@ class PlannedPrivacy:
       noise_multiplier: sigma, the noise's standard deviation over `clip_norm`; 0 without privacy.
       max_records_per_patient: where the record is the unit, a hospital trains on so many of one patient's at most, so that
         the patient's epsilon can be stated too. None sets no bound, and where the patient is the unit none is needed.
+      scores: None where no score leaves a hospital. A patient is held out or trained on, so epsilon bounds either.
     """
 
     mode: Literal["local", "none"]
@@ -86,6 +100,7 @@ class PlannedPrivacy:
     max_records_per_unit: Count
     max_records_per_patient: Count | None
     max_sessions: Count
+    scores: PlannedScores | None
 
     def __post_init__(self) -> None:
         if self.unit == "patient" and self.max_records_per_patient is not None:
@@ -162,6 +177,9 @@ class Plan:
         if self.secagg is not None:
             bounds = {"colluders": self.secagg.colluders, "honest": self.secagg.honest}
             check_masking(hospitals=len(names), min_cohort=self.min_cohort, **bounds)
+        if self.privacy.scores is not None:
+            ring_bits = None if self.secagg is None else self.secagg.ring_bits
+            check_scores(mode=self.privacy.mode, unit=self.privacy.unit, ring_bits=ring_bits)
 
     def to_bytes(self) -> bytes:
         """The canonical encoding, which is what gets hashed, signed and sent."""
@@ -198,6 +216,16 @@ class Plan:
     def masked(self) -> bool:
         """Whether the coordinator sees only the sum of the updates."""
         return self.secagg is not None
+
+    @property
+    def vector_length(self) -> int:
+        """Numbers in the vector that a hospital masks: the trained ones, and those of its scores."""
+        return self.adapter.trained_parameters + (0 if self.privacy.scores is None else SCORE_NUMBERS)
+
+    @property
+    def largest_population(self) -> int:
+        """What the largest hospital declares."""
+        return max(hospital.declared_population for hospital in self.hospitals)
 
     @property
     def names(self) -> tuple[str, ...]:

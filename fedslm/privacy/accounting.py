@@ -45,19 +45,21 @@ class EpsilonCurve:
     40 ms at the reference setting), remembered afterwards.
 
     Args:
-      mechanism: what is repeated.
+      mechanism: what is repeated. Where it releases scores as well, epsilon is the larger of the two costs: a patient is
+        held out or trained on.
       delta: in (0, 1).
 
     Raises:
       PrivacyError: a delta outside (0, 1).
     """
 
-    __slots__ = ("_delta", "_known", "_mechanism", "_step")
+    __slots__ = ("_delta", "_known", "_mechanism", "_scoring", "_step")
 
     def __init__(self, mechanism: Mechanism, *, delta: float) -> None:
         self._mechanism = mechanism
         self._delta = check_delta(delta)
         self._step = _step(mechanism)
+        self._scoring = None if mechanism.scoring is None else EpsilonCurve(mechanism.scoring, delta=delta)
         self._known: dict[int, float] = {0: 0.0}
 
     def epsilon(self, sessions: int) -> float:
@@ -73,7 +75,9 @@ class EpsilonCurve:
             mechanism, steps = self._mechanism, self._mechanism.steps * sessions
             found = _compose(self._step, steps, delta_left(self._delta, mechanism.sampler_delta(sessions)))
             divergence = step_divergence(mechanism.sample_rate, mechanism.accounted_noise_multiplier) * steps
-            self._known[sessions] = cross_checked(found, divergence_epsilon(divergence, self._delta))
+            trained = cross_checked(found, divergence_epsilon(divergence, self._delta))
+            held_out = 0.0 if self._scoring is None else self._scoring.epsilon(sessions)
+            self._known[sessions] = max(trained, held_out)
         return self._known[sessions]
 
 
@@ -113,7 +117,9 @@ def renyi_epsilon(mechanism: Mechanism, *, sessions: int, delta: float) -> float
         return 0.0
     accountant = rdp.RdpAccountant(RENYI_ORDERS)
     accountant.compose(mechanism.event(sessions))
-    return float(accountant.get_epsilon(delta))
+    trained = float(accountant.get_epsilon(delta))
+    scoring = mechanism.scoring
+    return trained if scoring is None else max(trained, renyi_epsilon(scoring, sessions=sessions, delta=delta))
 
 
 def prv_epsilon(mechanism: Mechanism, *, sessions: int, delta: float, timeout_s: float = 60.0) -> float | None:
@@ -134,13 +140,26 @@ def prv_epsilon(mechanism: Mechanism, *, sessions: int, delta: float, timeout_s:
     check_delta(delta)
     if check_sessions(sessions) == 0:
         return 0.0
-    return run_prv(
+    trained = run_prv(
         sample_rate=mechanism.sample_rate,
         noise_multiplier=mechanism.accounted_noise_multiplier,
         steps=mechanism.steps * sessions,
         delta=delta,
         timeout_s=timeout_s,
     )
+    if trained is None or mechanism.scoring is None:
+        return trained
+    return max(trained, gaussian_epsilon(mechanism.scoring.accounted_noise_multiplier, times=sessions, delta=delta))
+
+
+def gaussian_epsilon(noise_multiplier: float, *, times: int, delta: float) -> float:
+    """Computes the epsilon of a plain Gaussian mechanism, repeated, in closed form: what scores cost, without any grid.
+
+    Source: Balle and Wang 2018, arXiv 1805.06530, theorem 8; repetitions are one Gaussian of sqrt(times) less noise.
+    """
+    import dp_accounting
+
+    return float(dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(times), delta))
 
 
 def patient_epsilon(mechanism: Mechanism, *, sessions: int, delta: float, records: int) -> float:
@@ -246,6 +265,22 @@ def calibrate_noise_multiplier(
     found = _smallest_tick(cost, epsilon, steps)
     epsilon_spent(mechanism(found), sessions=1, delta=delta)  # what is planned with passes both accountants
     return found / 10_000
+
+
+def calibrate_scores_noise(*, epsilon: float, delta: float, sessions: int) -> float:
+    """Finds the smallest noise multiplier on scores of held-out patients that keeps all sessions within epsilon.
+
+    Returns:
+      A `Mechanism.scores_noise_multiplier`, rounded up to 4 decimals.
+
+    Guarantees: a held-out patient costs at most `epsilon`, by loss distributions checked against the Renyi bound.
+
+    Raises:
+      PrivacyError: as `calibrate_noise_multiplier`.
+    """
+    return calibrate_noise_multiplier(
+        epsilon=epsilon, delta=delta, sample_rate=1.0, steps=sessions, declared_population=1, max_parameters=2
+    )
 
 
 def _check_epsilon(epsilon: float) -> None:

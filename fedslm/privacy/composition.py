@@ -49,7 +49,7 @@ class Composition:
         self._sampler_delta = 0.0
 
     def add(self, mechanism: Mechanism, *, sessions: int = 1) -> None:
-        """Adds sessions of a mechanism.
+        """Adds sessions of a mechanism; one that releases scores as if every patient were scored and trained on.
 
         Raises:
           PrivacyError: a negative number of sessions.
@@ -58,6 +58,8 @@ class Composition:
         if check_sessions(sessions):
             self._steps[kind] = self._steps.get(kind, 0) + mechanism.steps * sessions
             self._sampler_delta += mechanism.sampler_delta(sessions)
+        if mechanism.scoring is not None:  # sides hold within a population, and nobody says whose mechanisms these are
+            self.add(mechanism.scoring, sessions=sessions)
 
     def epsilon(self, *, delta: float) -> float:
         """Gives epsilon of everything added; 0.0 for nothing.

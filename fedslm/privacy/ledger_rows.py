@@ -23,8 +23,10 @@ from fedslm.governance.plan import Sha256
 from fedslm.governance.receipt import RowNumber, SessionNumber
 from fedslm.privacy.mechanism import Mechanism
 
-EVENTS = ("dp-sgd/1", "none")
-"""How a plan trains: `Mechanism` as it is accounted for since the first release, or without any privacy."""
+SCORED = "dp-sgd+scores/1"
+EVENTS = ("dp-sgd/1", SCORED, "none")
+"""How a plan trains: `Mechanism` as it is accounted for since the first release, the same with its noised scores of held-out
+patients, or without any privacy."""
 
 NO_ROW = "0" * 64
 """Stands for the hash of the row before the first."""
@@ -79,6 +81,7 @@ class Reserved:
       unit, sample_rate, clip_norm, noise_multiplier, steps, declared_population, max_records_per_unit, max_parameters:
         the mechanism of one session, see `Mechanism`.
       max_records_per_patient: as in `Mechanism`; None is no bound.
+      scores_noise_multiplier: as in `Mechanism`; a number for event "dp-sgd+scores/1" and only there.
       max_sessions: sessions that are set aside; event "none" may take more, as they cost no more than one.
       epsilon, delta: what they cost together; epsilon None is unbounded, for event "none" and only there.
       budget_epsilon, budget_delta: the hospital's limit for the population when it approved; epsilon None is no limit.
@@ -89,7 +92,7 @@ class Reserved:
     """
 
     plan: Sha256
-    event: Literal["dp-sgd/1", "none"]
+    event: Literal["dp-sgd/1", "dp-sgd+scores/1", "none"]
     unit: PrivacyUnit
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     clip_norm: Positive
@@ -99,6 +102,7 @@ class Reserved:
     max_records_per_unit: Whole
     max_records_per_patient: Whole | None
     max_parameters: Whole
+    scores_noise_multiplier: Positive | None
     max_sessions: SessionNumber
     epsilon: Positive | None
     delta: Delta
@@ -113,6 +117,11 @@ class Reserved:
             raise LedgerError(
                 f"A plan with event {self.event!r}, epsilon {self.epsilon} and noise_multiplier {self.noise_multiplier} "
                 "cannot be reserved; event 'none' has epsilon None, unbounded, and every other has a number and noise."
+            )
+        if (self.event == SCORED) == (self.scores_noise_multiplier is None):
+            raise LedgerError(
+                f"A plan with event {self.event!r} and scores_noise_multiplier {self.scores_noise_multiplier} cannot be "
+                f"reserved; event '{SCORED}' has a number there, and every other null."
             )
 
     def mechanism(self) -> Mechanism:
@@ -135,6 +144,7 @@ class Reserved:
             max_records_per_unit=self.max_records_per_unit,
             max_records_per_patient=self.max_records_per_patient,
             max_parameters=self.max_parameters,
+            scores_noise_multiplier=self.scores_noise_multiplier,
         )
 
 

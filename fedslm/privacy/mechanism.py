@@ -47,8 +47,11 @@ class Mechanism:
       declared_population: public number of units, from which the normaliser follows; not the number found in the data.
       max_records_per_unit: records of one unit used in a step; 1 where the unit is the record.
       max_records_per_patient: where the unit is the record, at most so many of one patient's are trained on at all; None
-        where there is no bound, or where the unit is the patient. `patient_epsilon` rests on it, `event` does not.
+        where there is no bound, or where the unit is the patient. `patient_epsilon` rests on it, `event` does not: that
+        a record is there or not is protected among those trained on; a patient's next one may take a removed one's place.
       max_parameters: public bound on the number of trainable parameters.
+      scores_noise_multiplier: where a session also releases scores of held-out patients, the standard deviation of the
+        noise on them over the most that one patient changes them; None where it does not. See `scoring`.
 
     Guarantees: adding or removing one unit changes the sum that is noised by at most `clip_norm` times
     `relative_sensitivity`, which `event` accounts for.
@@ -68,6 +71,7 @@ class Mechanism:
     max_records_per_unit: int = 1
     max_records_per_patient: int | None = None
     max_parameters: int = DEFAULT_MAX_PARAMETERS
+    scores_noise_multiplier: float | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in PRIVACY_UNITS:
@@ -82,6 +86,7 @@ class Mechanism:
         for name in ("steps", "declared_population", "max_parameters"):
             check_count(name, getattr(self, name))
         self._check_records()
+        self._check_scores()
         PoissonSampler(sample_rate=self.sample_rate, max_records_per_unit=self.max_records_per_unit)  # checks both
 
     def _check_records(self) -> None:
@@ -97,6 +102,36 @@ class Mechanism:
                     f"max_records_per_patient is {self.max_records_per_patient}, but is only for the record as unit; a "
                     "patient as unit is protected with all records, so set it to null."
                 )
+
+    def _check_scores(self) -> None:
+        if self.scores_noise_multiplier is not None and self.unit != "patient":
+            raise PrivacyError(
+                f"scores_noise_multiplier is {self.scores_noise_multiplier}, but the privacy unit is the {self.unit}; scores "
+                "are released by the patient, so use unit=patient or release none."
+            )
+        _ = self.scoring  # which checks its noise
+
+    @property
+    def scoring(self) -> Mechanism | None:
+        """What a session does to a held-out patient, as a mechanism of its own; None where no scores are released.
+
+        A patient is held out or trained on for good, never both, so each bears the cost of one of the two mechanisms, and
+        the larger one holds for everybody. Every accountant here reads both.
+
+        Guarantees: two numbers with Gaussian noise, everybody taking part. What a patient adds lies on the grid and the
+        patients are added in whole numbers (`fedslm/privacy/scores.py`), so the sensitivity is 1 however many there are.
+        """
+        if self.scores_noise_multiplier is None:
+            return None
+        return Mechanism(
+            unit=self.unit,
+            sample_rate=1.0,
+            clip_norm=1.0,
+            noise_multiplier=self.scores_noise_multiplier,
+            steps=1,
+            declared_population=1,
+            max_parameters=2,
+        )
 
     @property
     def sampler(self) -> PoissonSampler:
@@ -150,7 +185,7 @@ class Mechanism:
         return sampler_delta(normals=steps * self.max_parameters, coins=steps * self.declared_population)
 
     def event(self, sessions: int) -> DpEvent:
-        """Describes that many sessions to an accountant.
+        """Describes the training of that many sessions to an accountant; what scores cost is in `scoring`.
 
         Args:
           sessions: at least 0.

@@ -24,6 +24,7 @@ def planned_mechanism(plan: Plan, hospital: str) -> Mechanism:
         max_records_per_unit=privacy.max_records_per_unit,
         max_records_per_patient=privacy.max_records_per_patient,
         max_parameters=max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
+        scores_noise_multiplier=_scores_noise(plan),
     )
 
 
@@ -42,7 +43,7 @@ def planned_reservation(
     privacy = plan.privacy
     return Reserved(
         plan=plan.sha256,
-        event="none" if privacy.mode == "none" else "dp-sgd/1",
+        event="none" if privacy.mode == "none" else "dp-sgd/1" if privacy.scores is None else "dp-sgd+scores/1",
         unit=privacy.unit,
         sample_rate=privacy.sample_rate,
         clip_norm=privacy.clip_norm,
@@ -52,6 +53,7 @@ def planned_reservation(
         max_records_per_unit=privacy.max_records_per_unit,
         max_records_per_patient=privacy.max_records_per_patient,
         max_parameters=max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
+        scores_noise_multiplier=_scores_noise(plan),
         max_sessions=privacy.max_sessions,
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -59,3 +61,7 @@ def planned_reservation(
         budget_delta=budget_delta,
         coordinator=coordinator,
     )
+
+
+def _scores_noise(plan: Plan) -> float | None:
+    return None if plan.privacy.scores is None else plan.privacy.scores.noise_multiplier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ def run_prv(*, sample_rate: float, noise_multiplier: float, steps: int, delta: f
     """Asks Opacus's accountant of privacy random variables for epsilon, and waits no longer than `timeout_s`.
 
     Returns:
-      An upper bound on epsilon, or None where it gave none: no time, no memory, or an error of its own.
+      An upper bound on epsilon, or None where it gave none: no time, no memory, no finite number, or an error of its own.
 
     Guarantees: its process is gone when this returns, killed if need be.
 
@@ -35,7 +36,8 @@ def run_prv(*, sample_rate: float, noise_multiplier: float, steps: int, delta: f
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         _log.info("The PRV accountant gave up at noise multiplier %s: %s", noise_multiplier, reason)
         return None
-    return float(json.loads(answer.stdout.splitlines()[-1]))
+    found = float(answer.stdout.split()[-1])
+    return found if math.isfinite(found) else None
 
 
 def main(question: str) -> None:

@@ -46,6 +46,9 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "hospital_dropped": ("round", "hospital", "code", "step"),  # step: train, mask, confirm or unmask
         "session_failed": ("round", "session", "code", "missing"),  # the model is unchanged; missing: hospitals
         "round_finished": ("round", "seconds", "epsilon", "survivors"),  # epsilon spent so far; None: privacy off
+        # The noised share of right answers on the hospitals' held-out patients, of the adapter that came out of `round` (0: the
+        # initial one), and the noise's standard deviation; both None where the noise drowns it. privacy.scores=dp only.
+        "held_out_scored": ("round", "accuracy", "stddev"),
         "scored": ("round", "loss", "accuracy", "seconds"),  # only in a simulation, whose harness owns the data
         "checkpoint_written": ("round", "seconds"),
         "comparison_started": ("name", "index", "total"),  # index counts from 1

@@ -13,6 +13,7 @@ from fedslm.reporting.drawing import clean, duration_words, percent_words, size_
 from fedslm.reporting.events import Event
 from fedslm.reporting.words import (
     epsilon_words,
+    held_out_words,
     masking_sentence,
     privacy_sentence,
     remaining_words,
@@ -120,6 +121,10 @@ class PlainView:
         elif fields["round"] < self._progress.round or not self._progress.is_round_open:
             when = f"after round {fields['round']}" if fields["round"] else "before training"
             self._say(f"{when}: {self._score(fields['round'])}")
+
+    def _held_out_scored(self, fields: Mapping[str, Any]) -> None:
+        if words := held_out_words(self._progress):
+            self._say(words)
 
     def _release(self) -> None:
         """Prints the round that waited for its score."""

@@ -115,6 +115,7 @@ class Progress:
         self.epsilon: float | None = None
         self.losses: dict[int, float] = {}
         self.accuracies: dict[int, float] = {}
+        self.held_out: tuple[int, float, float] | None = None  # round, noised accuracy and its noise, by the hospitals
         self.saved_round: int | None = None
         self.last_drop: tuple[int, str, str] | None = None  # round, hospital, code
         self.drops = 0
@@ -245,6 +246,9 @@ class Progress:
     def _scored(self, time: float, *, round: int, loss: float, accuracy: float, seconds: float) -> None:
         self.losses[round], self.accuracies[round] = loss, accuracy
         self._time_round(round, time)
+
+    def _held_out_scored(self, time: float, *, round: int, accuracy: float | None, stddev: float | None) -> None:
+        self.held_out = None if accuracy is None or stddev is None else (round, accuracy, stddev)
 
     def _checkpoint_written(self, time: float, *, round: int, seconds: float) -> None:
         self.saved_round = round

@@ -39,6 +39,7 @@ from fedslm.reporting.events import Event
 from fedslm.reporting.plain import PlainView
 from fedslm.reporting.progress import Comparison, Contestant, Header, Hospital, Progress
 from fedslm.reporting.words import (
+    held_out_words,
     masking_sentence,
     privacy_sentence,
     remaining_words,
@@ -51,7 +52,7 @@ __all__ = ["LiveView", "PlainView", "choose_view", "closing_lines", "comparison_
 
 _REFRESHES_PER_S = 4
 _WIDEST = 100  # columns; longer bars would tell no more
-_LINES_BESIDE_TABLE = 18  # header, footer and table head at their longest: what is left of the screen is for hospitals
+_LINES_BESIDE_TABLE = 19  # header, footer and table head at their longest: what is left of the screen is for hospitals
 _STATE_WIDTH = (10, 22)  # columns: "training" and its spinner, and a state with its code
 _STATE_STYLES = {
     "waiting": "dim",
@@ -167,7 +168,12 @@ class _Frame:
         return [Text(f"{self.glyphs.more} and {len(hidden)} more: {words}", style="dim")]
 
     def _footer(self) -> list[RenderableType]:
-        lines: list[RenderableType] = [self._round_line(), *self._score_line(), self._time_line()]
+        lines: list[RenderableType] = [
+            self._round_line(),
+            *self._score_line(),
+            *self._held_out_line(),
+            self._time_line(),
+        ]
         lines += [*self._drop_line(), *self._failure_line(), *self._refused_line(), *self._outcome_line()]
         comparison = self.progress.comparison
         return lines if comparison is None else [*lines, Text(), *self._comparison_lines(comparison)]
@@ -193,6 +199,10 @@ class _Frame:
         room = self.width - len(words) - len(latest) - len(begin)
         curve = sparkline(accuracies, room, self.glyphs.levels) if begin else ""
         return [Text.assemble(words, (latest, "bold"), (begin, "dim"), (curve, "green"))]
+
+    def _held_out_line(self) -> list[Text]:
+        words = held_out_words(self.progress)
+        return [one_line(words)] if words else []
 
     def _time_line(self) -> Text:
         words = [

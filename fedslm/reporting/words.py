@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedslm.reporting.drawing import budget_words, clean, duration_words, spent_words
+from fedslm.reporting.drawing import budget_words, clean, duration_words, percent_words, spent_words
 from fedslm.reporting.events import Event
 from fedslm.reporting.progress import Header, Progress
 
@@ -57,6 +57,15 @@ def epsilon_words(progress: Progress) -> str:
         return ""
     budget = progress.header.privacy["epsilon"]
     return f"epsilon {spent_words(progress.epsilon)}" + (f" of {budget_words(budget)}" if budget is not None else "")
+
+
+def held_out_words(progress: Progress) -> str:
+    """held-out patients: accuracy 61.2 % after round 3, noise 2.1 %; empty where the hospitals release no scores."""
+    if progress.held_out is None:
+        return ""
+    round, accuracy, stddev = progress.held_out
+    when = f"after round {round}" if round else "before training"
+    return f"held-out patients: accuracy {percent_words(accuracy)} {when}, noise {percent_words(stddev)}"
 
 
 def remaining_words(progress: Progress, now: float) -> str:

@@ -202,6 +202,7 @@ def _plan(sessions: int) -> Plan:
             max_records_per_unit=1,
             max_records_per_patient=None,
             max_sessions=sessions + 10 * REPEATS,
+            scores=None,
         ),
         training=PlannedTraining(rounds=sessions, local_steps=1, learning_rate=1.0, optimizer="sgd", proximal_mu=0.0),
         strategy=FedAvgConfig(name="fedavg"),

@@ -18,8 +18,9 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 
 from clients.app import build_client_app
+from clients.records import Records
 from clients.site import SIMULATION_KEY, SITE_FILE_KEY, RecordSource, Site
-from clients.train import Units, Workbench
+from clients.train import Workbench
 from fedslm.crypto.identity import Identity
 from fedslm.data.example import Example
 from fedslm.encoding import arrays_sha256
@@ -85,9 +86,9 @@ def plan_for(hospitals: int = 3, **changes: Any) -> Plan:
 class _NoModel(Workbench):
     """A workbench without a model, on which lies one patient's record."""
 
-    def units(self, site: Site) -> Units:
+    def records(self, site: Site) -> Records:
         """The same for every site."""
-        return Units(examples=(Example(prompt="cough", completion="cold", patient_id="p1"),), records_of=[])
+        return Records(train=(Example(prompt="cough", completion="cold", patient_id="p1"),), held_out=())
 
 
 class Table:

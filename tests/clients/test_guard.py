@@ -43,6 +43,7 @@ from fedslm.flower.records import (
     CONFIRM,
     JOIN,
     MASK,
+    SCORES,
     SECAGG,
     TRAIN,
     UNMASK,
@@ -254,6 +255,7 @@ def answered(message: Message, **records: Any) -> Message:
         ("evaluate", {UPDATE: ARRAY}),
         ("evaluate", {CONFIG: ConfigRecord({"hospital": "h"})}),
         ("query.other", {CONFIG: ConfigRecord({"hospital": "h"})}),
+        ("train", {UPDATE: ARRAY, SCORES: ARRAY}),
     ],
     ids=str,
 )

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from clients.database import Database
-from clients.patients import KEY_FILE, PatientRegister
+from clients.ledger import open_ledger
+from clients.patients import KEY_FILE, PatientRegister, enrol
+from clients.records import Records
+from clients.site import Site
+from fedslm.data.example import Example
 from fedslm.errors import DataError, LedgerError, RunError
+from simulations.identities import without_roster
 
 
 @contextmanager
@@ -33,6 +38,70 @@ def test_a_patient_of_another_population_is_refused(tmp_path: Path) -> None:
     assert "bob" not in str(refused.value)
     enter(tmp_path, "children", "dora")  # the refusal entered nobody
     enter(tmp_path, "adults", "bob")
+
+
+def sides(folder: Path, population: str, trained: str, held_out: str | None) -> None:
+    """Enters patients, one a letter."""
+    with register(folder, population) as found:
+        found.enter(trained, held_out=held_out)
+
+
+def test_a_patient_on_both_sides_is_refused_and_not_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 patients of 'adults' are both trained on and held out") as refused:
+        sides(tmp_path, "adults", "xyz", "zw")
+    assert "z" not in str(refused.value).replace("'adults'", "")
+    sides(tmp_path, "adults", "zw", "xy")  # the refusal entered nobody
+
+
+@pytest.mark.parametrize(("trained", "held_out"), [("ab", "cd"), ("ac", "d"), ("a", "bd"), ("ac", None)])
+def test_a_patient_stays_on_one_side_once_scores_were_released(
+    trained: str, held_out: str | None, tmp_path: Path
+) -> None:
+    sides(tmp_path, "adults", "ab", "cd")
+    if (trained, held_out) == ("ab", "cd"):
+        sides(tmp_path, "adults", trained, held_out)
+        return
+    with pytest.raises(
+        DataError, match=r"1 patients of 'adults' were .* epsilon rests on a patient staying on one side"
+    ):
+        sides(tmp_path, "adults", trained + "x", None if held_out is None else held_out + "y")
+    sides(tmp_path, "adults", "aby", "cdx")  # the refusal entered nobody
+
+
+def test_sides_count_from_the_first_scores_on(tmp_path: Path) -> None:
+    sides(tmp_path, "adults", "ab", None)
+    sides(tmp_path, "adults", "bc", None)
+    sides(tmp_path, "adults", "b", "a")  # trained on under a plan that is charged by itself
+    with pytest.raises(DataError, match="were held out"):
+        sides(tmp_path, "adults", "ab", None)
+    with pytest.raises(DataError, match="were trained"):
+        sides(tmp_path, "adults", "c", "b")
+    sides(tmp_path, "adults", "bc", None)
+
+
+def test_a_held_out_patient_is_of_one_population_as_well(tmp_path: Path) -> None:
+    sides(tmp_path, "adults", "a", "b")
+    for trained, held_out in (("b", None), ("c", "b"), ("c", "a")):
+        with pytest.raises(DataError, match="patients are in the population 'adults'"):
+            sides(tmp_path, "children", trained, held_out)
+
+
+def held(patient: str | None) -> Example:
+    return Example(prompt="cough", completion="cold", patient_id=patient)
+
+
+def test_scored_records_say_whose_they_are_and_count_as_data(tmp_path: Path) -> None:
+    plain = Site(hospital="hospital-0", sources=({"kind": "embedded"},), unit="patient", declared_population=40)
+    (site,) = without_roster((plain,), tmp_path)
+    known = Records(train=(held("ann"),), held_out=(held("bob"),))
+    unknown = Records(train=(held("ann"),), held_out=(held("bob"), held(None)))
+    with pytest.raises(DataError, match="1 held-out rows of hospital-0 have no patient id"):
+        enrol(site, unknown, scored=True)
+    for records, scored in ((known, False), (known, True), (unknown, False)):
+        enrol(site, records, scored=scored)
+    with open_ledger(site) as ledger:
+        kinds = [type(row.entry).__name__ for row in ledger.read().rows]
+    assert kinds == ["Opened", "Data", "Data"]
 
 
 def test_many_patients_are_looked_up_at_once(tmp_path: Path) -> None:

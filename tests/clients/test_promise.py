@@ -15,7 +15,8 @@ from clients.site import SIMULATION_KEY, SITE_FILE_KEY, Site, is_simulated, read
 from fedslm.config.schema import build
 from fedslm.errors import ConfigError, PrivacyError
 from fedslm.flower.records import ErrorCode
-from fedslm.privacy.accounting import epsilon_spent
+from fedslm.governance.plan import Plan, PlannedScores
+from fedslm.privacy.accounting import calibrate_scores_noise, epsilon_spent
 from fedslm.privacy.planned import planned_mechanism
 from tests.builders import masked_plan, toy_hospitals, toy_plan
 from tests.clients.conftest import Ward, node, train_message
@@ -43,6 +44,19 @@ def test_noise_that_gives_what_the_plan_says_is_accepted() -> None:
 def test_a_plan_that_costs_more_than_it_says_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(PrivacyError, match="epsilon 3"):
         verify_epsilon(toy_plan(privacy={"epsilon": 3.0, **lie}), HOSPITAL)
+
+
+def scored(sigma: float) -> Plan:
+    return masked_plan(
+        privacy={"epsilon": 7.0, "noise_multiplier": 3.0, "scores": PlannedScores(noise_multiplier=sigma)}
+    )
+
+
+def test_noise_on_scores_that_costs_more_than_the_plan_says_is_refused() -> None:
+    least = calibrate_scores_noise(epsilon=7.0, delta=1e-5, sessions=3)
+    verify_epsilon(scored(least), HOSPITAL)
+    with pytest.raises(PrivacyError, match="but its noise gives"):
+        verify_epsilon(scored(0.99 * least), HOSPITAL)
 
 
 def test_a_delta_that_could_publish_a_patient_is_refused() -> None:

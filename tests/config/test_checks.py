@@ -33,6 +33,10 @@ from fedslm.errors import ConfigError, PrivacyError
         ),
         ("privacy.epsilon=null", "privacy=local", "privacy.epsilon is null"),
         ("privacy=none privacy.epsilon=3", "privacy=none", "privacy.epsilon=3"),
+        ("privacy=none privacy.scores=dp", "privacy.scores=dp", "privacy=none"),
+        ("privacy.unit=record privacy.scores=dp", "privacy.scores=dp", "privacy.unit=record"),
+        ("secagg=none privacy.scores=dp", "privacy.scores=dp", "secagg=none"),
+        ("secagg.ring_bits=16 privacy.scores=dp", "privacy.scores=dp", "secagg.ring_bits=16"),
         ("min_cohort=2", "secagg=masked", "min_cohort=2"),
         ("secagg.colluders=2 min_cohort=3", "secagg.colluders=2", "min_cohort=3"),
         ("secagg.honest=4 min_cohort=3", "secagg.honest=4", "min_cohort=3"),
@@ -57,6 +61,7 @@ def test_a_contradiction_names_both_values(overrides: str, first: str, second: s
         "privacy.unit=record privacy.max_records_per_patient=4",
         "data=jsonl data.path=x privacy.unit=record privacy.max_records_per_patient=4",
         "secagg=none min_cohort=1",
+        "privacy.scores=dp secagg.ring_bits=24",
         "secagg.colluders=2 min_cohort=4",
     ],
 )

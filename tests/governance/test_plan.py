@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fedslm.config.schema import FedAvgConfig, FedProxConfig, build
 from fedslm.encoding import canonical_bytes
 from fedslm.errors import ConfigError
-from fedslm.governance.plan import Plan, PlannedHospital, proximal_mu
+from fedslm.governance.plan import Plan, PlannedHospital, PlannedScores, proximal_mu
 from tests.builders import SECAGG, masked_plan, toy_hospitals, toy_plan
 
 PLAN = toy_plan()
@@ -40,8 +41,8 @@ def test_a_plan_reads_back_and_hashes_alike() -> None:
 
 def test_the_encoding_is_pinned() -> None:
     # A change here makes every approved plan and every run folder unreadable: it needs another PLAN_VERSION.
-    assert PLAN.sha256 == "8de78ae02d80b13e0f99ea6dc4f1a085f1df37783bb0a10b6a30f3fd9ae4233b"
-    assert masked_plan().sha256 == "1afbd2f0c45b3e65b9bdb5c3fad8acedba57c5f6dd0ab3a1b65eb8976b18cb26"
+    assert PLAN.sha256 == "fb0055614710c5dfd0d5ac15436f81a3bb05b229d6478481ef17bf2cbc54e03f"
+    assert masked_plan().sha256 == "b2ab25560179b9e23f36aa0639aececac7d5cd3fa1223f47b88c25939a1334f2"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +140,40 @@ def test_another_spelling_is_refused(spell: Any) -> None:
     assert spell(PLAN.to_bytes()) != PLAN.to_bytes()
     with pytest.raises(ConfigError):
         Plan.from_bytes(spell(PLAN.to_bytes()))
+
+
+SCORED = {"privacy": {"scores": PlannedScores(noise_multiplier=2.0)}}
+
+
+def test_scores_are_part_of_the_plan_and_of_the_masked_vector() -> None:
+    plan = masked_plan(**SCORED)
+    assert Plan.from_bytes(plan.to_bytes()) == plan
+    assert plan.sha256 != masked_plan().sha256
+    assert plan.vector_length == plan.adapter.trained_parameters + 2 == masked_plan().vector_length + 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "says"),
+    [
+        (toy_plan, {}, "secagg=none"),
+        (masked_plan, {"secagg": {"ring_bits": 16}}, "secagg.ring_bits=16"),
+        (masked_plan, {"secagg": {"ring_bits": 23}}, "secagg.ring_bits=23"),
+        (masked_plan, {"privacy": {"unit": "record"}}, "privacy.unit=record"),
+        (masked_plan, {"privacy": {"mode": "none", "noise_multiplier": 0.0, "epsilon": None}}, "privacy=none"),
+    ],
+)
+def test_scores_leave_only_noised_by_the_patient_and_masked(
+    plan: Callable[..., Plan], changes: dict[str, Any], says: str
+) -> None:
+    scored = {**changes, "privacy": {**SCORED["privacy"], **changes.get("privacy", {})}}
+    with pytest.raises(ConfigError, match=f"privacy.scores=dp but {says}"):
+        plan(**scored)
+    masked_plan(**SCORED, secagg={"ring_bits": 24})
+
+
+def test_scores_without_noise_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.scores\.noise_multiplier=0"):
+        Plan.from_bytes(edited("privacy.scores", {"noise_multiplier": 0.0}))
 
 
 def test_privacy_without_noise_or_bound_cannot_be_planned() -> None:

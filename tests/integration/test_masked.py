@@ -318,16 +318,20 @@ def everything(message: Message) -> bytes:
     return b"".join(array.data for array in arrays) + repr(message.content.config_records).encode()
 
 
+@pytest.mark.parametrize("scored", [False, True])
 def test_of_every_message_of_a_run_only_what_is_listed_travels(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scored: bool, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rounds, with a hospital that fails in training, one that drops out later, and a session given up."""
     updates: list[bytes] = []
+    scores: list[bytes] = []
     share = client_session.Part.share
 
-    def listening(part: Any, opened: Any, update: Any) -> bytes:
+    def listening(part: Any, opened: Any, update: Any, score: Any) -> bytes:
         updates.extend(np.ascontiguousarray(array).tobytes() for array in update.values())
-        return bytes(share(part, opened, update))
+        assert (score is not None) == scored
+        scores.extend([] if score is None else [number.tobytes() for number in score])
+        return bytes(share(part, opened, update, score))
 
     monkeypatch.setattr(client_session.Part, "share", listening)
     failing(monkeypatch, "confirm", {"hospital-0", "hospital-1"}, times=2)
@@ -341,12 +345,13 @@ def test_of_every_message_of_a_run_only_what_is_listed_travels(
         return grid
 
     monkeypatch.setattr(simulation, "LocalGrid", recording)
-    overrides = without_privacy(toy_overrides(toys, f"run_folder={tmp_path / 'run'}", "runtime.parallel=1"))
-    run = simulate(overrides)
+    overrides = toy_overrides(toys, f"run_folder={tmp_path / 'run'}", "runtime.parallel=1")
+    run = simulate([*overrides, "privacy.scores=dp"] if scored else without_privacy(overrides))
     assert run.summary["status"] == "finished"
     (grid,) = grids
     kinds = {(way, kind) for way, kind, _ in grid.seen}
-    assert kinds == {(way, kind) for way in ("request", "reply") for kind in REPLIES}
+    private = {ABORT} if scored else set()  # with noise no session has to be given up
+    assert kinds == {(way, kind) for way in ("request", "reply") for kind in {*REPLIES} - private}
     assert any(message.has_error() for way, _, message in grid.seen if way == "reply")
     for way, kind, message in grid.seen:
         (walk_request if way == "request" else walk_reply)(kind, message)
@@ -356,6 +361,52 @@ def test_of_every_message_of_a_run_only_what_is_listed_travels(
     pieces = [update[start : start + 16] for update in updates for start in range(0, len(update) - 16, 64)]
     assert len(pieces) > 1000
     assert not any(piece in reply for reply in replies for piece in pieces if any(piece))
+    assert len(scores) >= (2 * 9 if scored else 0)
+    assert not any(score in reply for reply in replies for score in scores)
+    plan = RunFolder(run.folder).plan()
+    assert plan.secagg is not None
+    vectors = [
+        decode(MaskedReply, secagg_bytes(message)).vector
+        for way, kind, message in grid.seen
+        if (way, kind) == ("reply", MASK) and not message.has_error()
+    ]
+    assert {len(vector) for vector in vectors} == {4 * plan.vector_length}
+
+
+# --- scores of held-out patients ----------------------------------------------------------------------------------------
+
+# So many held-out patients and so little noise that the accuracy is off by 2 % or so; of each, all records are scored.
+SCORED = ("privacy.scores=dp", "privacy.epsilon=60", "privacy.max_records_per_unit=2", "data.held_out_fraction=0.5")
+
+
+def test_the_accuracy_that_the_hospitals_release_is_that_of_the_harness(settings: Settings, tmp_path: Path) -> None:
+    run = simulate(settings(*SCORED, "evaluation.max_examples=1000"))
+    plan = RunFolder(run.folder).plan()
+    own = dict(zip(fields(run, "scored", "round"), fields(run, "scored", "accuracy"), strict=True))
+    found = run.summary["held_out_accuracy"]
+    assert [row["round"] for row in found] == [0, 1, 2] == fields(run, "held_out_scored", "round")
+    assert plan.privacy.scores is not None
+    for row in found[1:]:  # the harness scores no adapter before the first round
+        assert 0 < row["stddev"] < 0.05
+        assert abs(row["accuracy"] - own[row["round"]]) < 4 * row["stddev"]
+    assert run.summary["epsilon"] <= 60
+    assert [event.fields for event in run.events if event.kind == "hospital_dropped"] == []
+
+
+def test_without_scores_the_summary_says_so(unprivate: Settings) -> None:
+    assert simulate(unprivate("rounds=1")).summary["held_out_accuracy"] is None
+
+
+def test_an_interrupted_run_with_scores_ends_bit_for_bit_where_an_unbroken_one_does(
+    settings: Settings, tmp_path: Path
+) -> None:
+    more = (*SCORED, "evaluation.every_rounds=0")
+    whole = simulate(settings(*more, f"run_folder={tmp_path / 'whole'}"))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings(*more), view=At("hospital_masked", interrupt))
+    resumed = simulate([f"resume={tmp_path / 'run'}"])
+    assert differing(whole, resumed) == []
+    assert resumed.summary["held_out_accuracy"] == whole.summary["held_out_accuracy"]
 
 
 # --- the folder of a simulation ---------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def reserved(number: int = 1, **changes: Any) -> Reserved:
         "max_records_per_unit": 4,
         "max_records_per_patient": None,
         "max_parameters": 10_000_000,
+        "scores_noise_multiplier": None,
         "max_sessions": 3,
         "epsilon": 2.0,
         "delta": 1e-6,

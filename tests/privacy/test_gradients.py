@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from fedslm.crypto.prg import SecureStream
 from fedslm.errors import PrivacyError
 from fedslm.privacy.gradients import Batch, PerUnitGradients, mean_gradient, private_gradient
+from fedslm.privacy.hooks import ExampleHooks
 from tests.privacy.toys import (
     BATCH_UNITS,
     CONFIGS,
@@ -198,6 +199,14 @@ def assert_clean(model: nn.Module) -> None:
     for parameter in model.parameters():
         assert parameter.grad is None
         assert not any("grad_sample" in name or "counter" in name for name in vars(parameter))
+
+
+def test_what_a_pass_leaves_half_done_is_forgotten() -> None:
+    model = build_model()
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    with ExampleHooks.on(model, trainable):
+        next(iter(trainable.values()))._current_grad_sample = torch.zeros(1)  # type: ignore[attr-defined]
+    assert_clean(model)
 
 
 def test_the_model_is_left_clean_and_can_be_shared() -> None:

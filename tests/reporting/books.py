@@ -55,15 +55,18 @@ class Book:
     def see_data(self) -> None:
         self.add(Data(fingerprint="d" * 64))
 
-    def reserve(self, name: str = "first", *, sessions: int = 6, sigma: float = 2.0, **changes: Any) -> str:
-        """Approves a plan of that name; its hash. `changes` replace fields of the row."""
+    def reserve(
+        self, name: str = "first", *, sessions: int = 6, sigma: float = 2.0, scores: float | None = None, **changes: Any
+    ) -> str:
+        """Approves a plan of that name; its hash. `scores` is the noise on scores, `changes` replace fields of the row."""
         per_unit = 1 if self.unit == "record" else 3
-        mechanism = Mechanism(unit=self.unit, noise_multiplier=sigma, max_records_per_unit=per_unit, **SHAPE)
+        noise = {"noise_multiplier": sigma, "scores_noise_multiplier": scores}
+        mechanism = Mechanism(unit=self.unit, max_records_per_unit=per_unit, **noise, **SHAPE)
         entry = Reserved(
             plan=sha256_hex(name.encode()),
-            event="dp-sgd/1",
+            event="dp-sgd/1" if scores is None else "dp-sgd+scores/1",
             unit=self.unit,
-            noise_multiplier=sigma,
+            **noise,
             max_records_per_unit=per_unit,
             max_records_per_patient=None,
             max_parameters=mechanism.max_parameters,

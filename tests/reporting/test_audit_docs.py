@@ -196,6 +196,7 @@ def test_the_program_that_checks_rows_finds(fault: str, tmp_path: Path) -> None:
 
 def test_the_program_that_checks_prices_agrees(tmp_path: Path) -> None:
     book = full_book()
+    book.reserve("scored", sessions=3, scores=4.0)
     done = run_program(CHECK_PRICES, tmp_path, book.export().to_bytes())
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == list(book.ledger.plans), done.stderr

@@ -101,6 +101,13 @@ def test_training_without_privacy_is_said(kind: str, facts: dict[str, Any]) -> N
     assert "NO BOUND" not in draft(kind, "north", facts)
 
 
+def test_scores_that_leave_are_said(facts: dict[str, Any]) -> None:
+    changed = copy.deepcopy(facts)
+    changed["ledgers"][0]["plans"][0]["scores_noise_multiplier"] = 4.0
+    assert "held-out patients, noised and charged" in draft("dpia", "north", changed)
+    assert "loss or score computed from records" in draft("dpia", "north", facts)
+
+
 def test_the_record_as_unit_is_said(facts: dict[str, Any]) -> None:
     text = draft("dpia", "south", facts)
     assert "**The unit is the record.**" in text

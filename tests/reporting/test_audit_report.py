@@ -307,6 +307,18 @@ def test_approved_training_without_privacy_that_never_began_costs_nothing(tmp_pa
     assert (ledger["epsilon"], ledger["is_bounded"]) == (0.0, True)
 
 
+def test_scores_of_held_out_patients_are_charged_and_told(tmp_path: Path) -> None:
+    book = Book()
+    plan = book.reserve("scored", sessions=3, scores=4.0)
+    book.book(plan, 1)
+    found = facts_of(tmp_path, book)
+    assert found["ledgers"][0]["plans"][0]["scores_noise_multiplier"] == 4.0
+    assert found["ledgers"][0]["epsilon"] == book.ledger.epsilon
+    words = Page(render_page(found)).words
+    assert "scores 4.000" in words
+    assert "A patient is held out or trained on, never both" in words
+
+
 def test_lost_rows_are_explained(tmp_path: Path) -> None:
     book = full_book()
     book.forfeit(epsilon=1.25)

@@ -512,3 +512,16 @@ def test_a_sparkline_shows_the_last_values_from_low_to_high() -> None:
 def test_importing_the_views_loads_nothing_heavy() -> None:
     code = "import sys, fedslm.reporting.terminal; print({'torch', 'numpy', 'flwr', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_what_the_hospitals_released_is_one_line() -> None:
+    story = Story().start().tell("held_out_scored", round=2, accuracy=0.612, stddev=0.0213)
+    words = "held-out patients: accuracy 61.2 % after round 2, noise 2.1 %"
+    assert words in drawn(story.view, width=70)
+    assert "held-out" not in drawn(story.tell("held_out_scored", round=3, accuracy=None, stddev=None).view)
+    stream = io.StringIO()
+    plain = Story(PlainView(Console(file=stream, width=200))).start()
+    plain.tell("held_out_scored", round=0, accuracy=None, stddev=None)
+    plain.tell("held_out_scored", round=0, accuracy=0.5, stddev=0.01)
+    told = [line for line in stream.getvalue().splitlines() if "held-out" in line]
+    assert told == ["held-out patients: accuracy 50.0 % before training, noise 1.0 %"]

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedslm.errors import RunError
+from fedslm.privacy.scores import Accuracy
 from server.aggregate import Aggregate, AggregateFile
 from tests.server.test_checkpoints import full_disk
 
@@ -19,6 +20,15 @@ def aggregate(number: int = 3) -> Aggregate:
     rng = np.random.default_rng(number)
     arrays = {"b": rng.normal(size=(2, 3)).astype(np.float32), "a": rng.normal(size=300).astype(np.float32)}
     return Aggregate(round=number, adapter_sha256="a" * 64, survivors=("x", "y z"), weight=1.75, arrays=arrays)
+
+
+@pytest.mark.parametrize("accuracy", [None, Accuracy(value=0.625, stddev=0.0625), Accuracy(value=None, stddev=None)])
+def test_the_accuracy_is_kept_with_the_sum(accuracy: Accuracy | None, tmp_path: Path) -> None:
+    file = AggregateFile(tmp_path / "aggregate.safetensors")
+    file.save(dataclasses.replace(aggregate(), accuracy=accuracy))
+    found = file.load()
+    assert found is not None
+    assert found.accuracy == accuracy
 
 
 def same(one: Aggregate | None, other: Aggregate) -> bool:

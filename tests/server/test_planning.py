@@ -8,9 +8,10 @@ import pytest
 
 from fedslm.config.compose import compose
 from fedslm.errors import ConfigError
+from fedslm.privacy.accounting import epsilon_spent
 from fedslm.privacy.planned import planned_mechanism
 from fedslm.secagg.terms import Bounds
-from server.planning import draft_plan, least_cohort
+from server.planning import alone, draft_plan, least_cohort
 from tests.toys import toy_overrides
 
 
@@ -52,3 +53,15 @@ def test_a_bound_on_a_patients_records_is_planned(toys: Path) -> None:
     unbounded = draft_plan(compose(toy_overrides(toys)), sizes, seed=1).plan
     assert unbounded.privacy.max_records_per_patient is None
     assert unbounded.version == 3
+
+
+def test_noise_on_scores_is_planned_for_every_session_and_not_for_a_hospital_alone(toys: Path) -> None:
+    sizes = {"north": 40, "south": 30, "west": 50}
+    plan = draft_plan(compose([*toy_overrides(toys), "privacy.scores=dp"]), sizes, seed=1).plan
+    assert plan.privacy.scores is not None
+    scoring = planned_mechanism(plan, "north").scoring
+    assert scoring is not None
+    sessions, delta = plan.privacy.max_sessions, plan.privacy.delta
+    assert 19.9 < epsilon_spent(scoring, sessions=sessions, delta=delta) <= 20.0
+    assert draft_plan(compose(toy_overrides(toys)), sizes, seed=1).plan.privacy.scores is None
+    assert alone(plan, ("north",), population=40, name="north").privacy.scores is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedslm.errors import AdvertError, BudgetExceededError, ConfigError, ShareError, TooFewHospitalsError
 from fedslm.flower.records import ARRAYS, CONFIG, from_array_record, to_array_record
-from fedslm.governance.plan import Plan
+from fedslm.governance.plan import Plan, PlannedScores
 from fedslm.reporting.events import Announcer
 from fedslm.secagg.coordinator import Coordinator
 from fedslm.secagg.messages import Advert, UnmaskReply
@@ -570,6 +571,34 @@ class TestRepeating:
         assert second.counter.started == 1
         second.check(second.round(number=2), *plan.names, number=2)
         assert second.told("session_started", "round", "session", "attempt") == [(2, 2, 0)]
+
+    def test_scores_are_told_of_as_one_accuracy_also_by_the_process_that_finds_the_sum(self, tmp_path: Path) -> None:
+        plan = plan_for(3, privacy={"max_sessions": 6, "scores": PlannedScores(noise_multiplier=0.5)})
+        hospitals = masked_hospitals(plan, update_of)
+        given = {"hospital-0": (3.0, 20.0), "hospital-1": (4.0, 25.0), "hospital-2": (-2.0, 5.0)}  # weights differ
+        for name, hospital in hospitals.items():
+            right, patients = (number / (math.sqrt(2) * plan.largest_population) for number in given[name])
+            hospital.scores = right, patients
+        first = Bench(tmp_path, plan, hospitals=hospitals).joined()
+        first.check(first.round(), *plan.names)  # the update is what it is without scores
+        second = Bench(tmp_path, plan, hospitals=first.hospitals).joined()
+        second.check(second.round(), *plan.names)
+        noise = math.sqrt(2 * 3) * 0.5
+        for bench in (first, second):
+            ((round, accuracy, stddev),) = bench.told("held_out_scored", "round", "accuracy", "stddev")
+            assert round == 0  # the initial adapter
+            assert accuracy == pytest.approx((1 + 5 / 50) / 2, abs=1e-4)
+            assert stddev == pytest.approx(noise * math.hypot(1, 5 / 50) / 100, rel=1e-4)
+        assert second.counter.started == 1
+
+    def test_scores_that_drown_in_their_noise_are_none(self, tmp_path: Path) -> None:
+        plan = plan_for(3, privacy={"scores": PlannedScores(noise_multiplier=50.0)})
+        hospitals = masked_hospitals(plan, update_of)
+        for hospital in hospitals.values():
+            hospital.scores = 0.01, 0.01
+        bench = Bench(tmp_path, plan, hospitals=hospitals).joined()
+        bench.check(bench.round(), *plan.names)
+        assert bench.told("held_out_scored", "round", "accuracy", "stddev") == [(0, None, None)]
 
     def test_ctrl_c_while_shares_are_revealed_waits_until_the_sum_is_on_the_disk(self, tmp_path: Path) -> None:
         plan = plan_for(3, privacy={**UNPRIVATE, "max_sessions": 6})

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedslm.flower.records import ARRAYS, CONFIG, FROZEN, SECAGG, content_bytes, to_array_record
-from fedslm.governance.plan import Plan
+from fedslm.governance.plan import Plan, PlannedScores
 from fedslm.reporting.events import Announcer
 from server.aggregate import AggregateFile
 from server.receipts import ReceiptFile
@@ -59,10 +59,15 @@ def still(index: int, number: int, trained: Arrays) -> Arrays:
     return {name: np.zeros_like(array) for name, array in trained.items()}
 
 
-@pytest.mark.parametrize(("hospitals", "bits"), [(3, 32), (5, 21)])
-def test_a_session_moves_what_was_announced(hospitals: int, bits: int, tmp_path: Path) -> None:
+SCORED = {"scores": PlannedScores(noise_multiplier=2.0)}
+
+
+@pytest.mark.parametrize(("hospitals", "bits", "privacy"), [(3, 32, {}), (5, 21, {}), (3, 25, SCORED)])
+def test_a_session_moves_what_was_announced(
+    hospitals: int, bits: int, privacy: dict[str, PlannedScores], tmp_path: Path
+) -> None:
     sizes = {"adapter": {"trained_parameters": TRAINED}, "hospitals": toy_hospitals(hospitals)}
-    plan = masked_plan(**sizes, secagg={"ring_bits": bits})
+    plan = masked_plan(**sizes, secagg={"ring_bits": bits}, privacy=privacy)
     network = Counted(plan)
     grid = SecureGrid(
         network,

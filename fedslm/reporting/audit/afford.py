@@ -113,6 +113,7 @@ def answer(question: Question) -> dict[str, Any]:
         "sessions": question.sessions,
         "delta": delta,
         "noise_multiplier": mechanism.noise_multiplier,
+        "scores_noise_multiplier": mechanism.scores_noise_multiplier,
         "target_epsilon": question.epsilon,
         "epsilon": epsilon,
         **odds(epsilon, delta),
@@ -192,11 +193,16 @@ def _head(found: Mapping[str, Any]) -> str:
         f"population  {found['declared_population']:,} declared; {share_words(found['sample_rate'])} are drawn in a step, "
         f"{found['expected_batch_size']:,.0f} on average",
         f"sessions    {found['sessions']:,} of {steps} each",
-        f"noise       sigma {found['noise_multiplier']:.4f}",
+        f"noise       sigma {found['noise_multiplier']:.4f}{_scores(found)}",
         f"cost        epsilon {epsilon_words(found['epsilon'])} at delta {delta_words(found['delta'])} "
         f"({one_in_words(found['delta'])})",
     ]
     return "\n".join(lines)
+
+
+def _scores(found: Mapping[str, Any]) -> str:
+    noise = found["scores_noise_multiplier"]
+    return "" if noise is None else f"; on scores of held-out patients {noise:.4f}"
 
 
 def _costs(found: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ def spending_chart(
     times = [moment(point["time"]) for point in bounded]
     unbounded = [moment(point["time"]) for point in timeline[len(bounded) :]]
     last = max([moment(until), *times, *unbounded])  # a clock may have gone back
-    with _figure(height_in=2.5, salt=salt) as (figure, axes):
+    with _figure(height_in=2.2, salt=salt) as (figure, axes):
         if bounded:
             _draw_spending(axes, times, bounded, min([last, *unbounded]))
         if budget is not None:

@@ -23,7 +23,7 @@ TITLES = {
     "processing-record": "Record of processing activities (Art. 30 GDPR): federated training of a language model",
 }
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@]|:(?=//))")
 
 
 def write_drafts(folder: Path, facts: Mapping[str, Any]) -> list[Path]:

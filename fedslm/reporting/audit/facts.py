@@ -140,6 +140,7 @@ def _dated(
         "aside_epsilon": None if plan["epsilon"] is None else max(0.0, plan["epsilon"] - spent),
         **{name: getattr(reserved, name) for name in mechanism},
         "max_records_per_unit": reserved.max_records_per_unit,
+        "scores_noise_multiplier": reserved.scores_noise_multiplier,
         "coordinator": reserved.coordinator,
         "patient": _patient(reserved, plan["charged_sessions"]) if ledger.opened.unit == "record" else None,
         "details": details.get(reserved.plan),
