@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.ledger import open_ledger
-from clients.site import Site, read_site
+from clients.site import Site, read_site, with_anchor
 from fedslm.errors import ConfigError
 from fedslm.governance.command import Given, dispatch
 from fedslm.governance.keyfiles import create_file
@@ -93,7 +93,7 @@ def _restore(arguments: Sequence[str]) -> None:
 
 
 def _site(given: Given) -> Site:
-    return read_site(Path(given.maybe("--site") or DEFAULT_SITE))
+    return with_anchor(read_site(Path(given.maybe("--site") or DEFAULT_SITE)))
 
 
 def _read(path: str) -> bytes:

@@ -45,6 +45,7 @@ from fedslm.flower.records import (
     error_reply,
     protocol_code,
     read_plan,
+    read_train_request,
     secagg_bytes,
     secagg_reply,
 )
@@ -159,6 +160,7 @@ def spend(message: Message, context: Context, call_next: Handler) -> Message:
             if kind == JOIN:
                 ledger.reserve(plan, coordinator="")
             else:
+                read_train_request(message).require_planned_adapter()  # what is not worked for is not paid for
                 ledger.book(plan, coordinator="")
     return call_next(message, context)
 

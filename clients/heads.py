@@ -42,6 +42,7 @@ def see_adverts(
 
 def _see(db: sqlite3.Connection, advert: Advert, *, scope: bytes, key: PublicIdentity) -> None:
     head, signer = _head_in(advert), key.to_bytes()
+    _refuse_another_ledger(db, advert, head, signer, scope)
     found = db.execute(_SEEN, (signer, head.ledger, scope)).fetchone()
     if found is not None:
         seen = _head(bytes(found[0]))
@@ -51,6 +52,15 @@ def _see(db: sqlite3.Connection, advert: Advert, *, scope: bytes, key: PublicIde
                 f"older copy was restored there; {advert.member} must restore the newest."
             )
     _remember(db, HeadProof(scope=scope, advert=encode(advert)), head, signer)
+
+
+def _refuse_another_ledger(db: sqlite3.Connection, advert: Advert, head: Head, signer: bytes, scope: bytes) -> None:
+    query = "SELECT 1 FROM heads WHERE signer = ? AND scope = ? AND ledger <> ?"
+    if db.execute(query, (signer, scope, head.ledger)).fetchone() is not None:
+        raise AdvertError(
+            f"{advert.member} began another ledger within the run; it can take part in the next, once it has restored the "
+            "one it had."
+        )
 
 
 def _remember(db: sqlite3.Connection, proof: HeadProof, head: Head, signer: bytes) -> None:

@@ -33,6 +33,9 @@ from fedslm.privacy.planned import planned_reservation
 
 Clock = Callable[[], datetime.datetime]
 
+LEAST_DIGITS = 8
+"""Of a plan's hash, so that nobody closes a plan by mistake."""
+
 
 def _utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
@@ -178,9 +181,12 @@ class LedgerBook:
             if not _rows(db):
                 self._append_opening(db)
             ledger = self._own(db)
-            if not forfeits:
-                self._require_newest(db, ledger, needs_anchor=False)
-            forfeited = tuple(self._forfeit(db, ledger, head) for head in self._lost(db, ledger))
+            lost = self._lost(db, ledger)
+            if not lost and export is None and self._is_anchor_gone and ledger.head.row > 1:
+                lost = [ledger.head]  # nobody knows how much later the last row was
+            if lost and not forfeits:
+                self._require_newest(db, ledger)
+            forfeited = tuple(self._forfeit(db, ledger, head) for head in lost)
         self._note_anchor()
         return came, forfeited
 
@@ -198,18 +204,22 @@ class LedgerBook:
 
     def _lost(self, db: sqlite3.Connection, ledger: Ledger) -> list[Head]:
         """Heads this hospital signed or noted and does not have, the newest of each ledger."""
-        newest: dict[str, Head] = {}
         anchor = None if self._anchor is None else read_anchor(self._anchor)
-        for head in [*([] if anchor is None else [anchor]), *claims(db, self._identity.public)]:
-            if not self._is_known(ledger, head) and head.row > getattr(newest.get(head.ledger), "row", 0):
+        noted = [] if anchor is None or ledger.knows(anchor) else [anchor]  # an anchor is of one ledger only
+        shown = [head for head in claims(db, self._identity.public) if not self._is_known(ledger, head)]
+        newest: dict[str, Head] = {}
+        for head in [*noted, *shown]:
+            if head.row > getattr(newest.get(head.ledger), "row", 0):
                 newest[head.ledger] = head
         return list(newest.values())
 
     def _forfeit(self, db: sqlite3.Connection, ledger: Ledger, lost: Head) -> Forfeited:
-        """Counts as spent all that the lost rows can have spent, as they kept to the budget: the rest of it."""
-        budget = self._site.budget
-        epsilon = None if math.isinf(budget.epsilon) else max(0.0, budget.epsilon - ledger.epsilon)
-        delta = max(0.0, budget.delta - ledger.delta)
+        """Counts as spent all that the lost rows can have spent, as they kept to a budget: the rest of the largest known."""
+        budget, known = self._site.budget, [account.reserved for account in ledger.plans.values()]
+        limits = [math.inf if reserved.budget_epsilon is None else reserved.budget_epsilon for reserved in known]
+        limit = max([budget.epsilon, *limits])
+        epsilon = None if math.isinf(limit) else max(0.0, limit - ledger.epsilon)
+        delta = max(0.0, max([budget.delta, *(reserved.budget_delta for reserved in known)]) - ledger.delta)
         entry = Forfeited(ledger=lost.ledger, row=lost.row, sha256=lost.sha256, epsilon=epsilon, delta=delta)
         self._append(db, ledger, entry, is_signed=True)
         return entry
@@ -266,12 +276,15 @@ class LedgerBook:
             )
         return ledger
 
-    def _require_newest(self, db: sqlite3.Connection, ledger: Ledger, *, needs_anchor: bool = True) -> None:
-        is_gone = self._anchor is not None and read_anchor(self._anchor) is None
-        if needs_anchor and is_gone and ledger.head.row > 1:
+    @property
+    def _is_anchor_gone(self) -> bool:
+        return self._anchor is not None and read_anchor(self._anchor) is None
+
+    def _require_newest(self, db: sqlite3.Connection, ledger: Ledger) -> None:
+        if self._is_anchor_gone and ledger.head.row > 1:
             raise RollbackError(
-                f"The anchor {self._anchor} is gone though the ledger has {ledger.head.row} rows; bring it back, or see "
-                "fedslm ledger restore."
+                f"The anchor {self._anchor} is gone though the ledger has {ledger.head.row} rows; bring it back, or run "
+                "fedslm ledger restore --from EXPORT with the newest export, or --forfeit where there is none."
             )
         for head in self._lost(db, ledger):
             raise RollbackError(
@@ -282,7 +295,8 @@ class LedgerBook:
 
     def _is_known(self, ledger: Ledger, head: Head) -> bool:
         """Whether this ledger or that of another population here contains a row."""
-        return ledger.knows(head) or any(_contains(path, head) for path in self._database.others)
+        is_own = bool(ledger.rows) and head.ledger == ledger.id
+        return ledger.knows(head) or (not is_own and any(_contains(path, head) for path in self._database.others))
 
     def _reserve(self, db: sqlite3.Connection, ledger: Ledger, plan: Plan, coordinator: str) -> None:
         self._require_budget(ledger)
@@ -376,10 +390,11 @@ def _signature(db: sqlite3.Connection, number: int) -> bytes | None:
 
 def _find(ledger: Ledger, plan: str) -> Account:
     found = [account for sha256, account in ledger.plans.items() if sha256.startswith(plan)]
-    if len(found) != 1 or not found[0].is_open:
+    if len(plan) < LEAST_DIGITS or len(found) != 1 or not found[0].is_open:
         open_plans = ", ".join(sha256[:12] for sha256, account in ledger.plans.items() if account.is_open)
         raise LedgerError(
-            f"'{plan}' is not the start of one open plan's hash; open are {open_plans or 'none'} (see fedslm ledger show)."
+            f"'{plan}' is not the start, {LEAST_DIGITS} digits or more, of one open plan's hash; open are "
+            f"{open_plans or 'none'} (see fedslm ledger show)."
         )
     return found[0]
 
@@ -403,4 +418,4 @@ def _contains(path: Path, head: Head) -> bool:
             ledger = Ledger.replay(_rows(db))
     except (sqlite3.Error, LedgerError):
         return False
-    return ledger.knows(head)
+    return ledger.opened.population == path.stem and ledger.knows(head)  # a copy under another name counts for nothing

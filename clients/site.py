@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from fedslm.config.checks import check_delta
 from fedslm.config.schema import STRICT, ColumnMap, Count, Name, Positive, PrivacyUnit, build
-from fedslm.errors import ConfigError
+from fedslm.errors import BudgetExceededError, ConfigError
 from fedslm.governance.plan import Plan, PlannedSecAgg, Sha256
 from fedslm.secagg.terms import default_colluders
 
@@ -155,6 +155,7 @@ class Site:
 
         Raises:
           ConfigError: the plan and this site disagree; both values are named, for the local log.
+          BudgetExceededError: the plan alone spends more than the budget.
         """
         planned = plan.hospital(self.hospital)
         if plan.privacy.mode == "none" and not self.allow_privacy_none:
@@ -169,6 +170,10 @@ class Site:
             )
         if self.max_epsilon is not None and (plan.privacy.epsilon or float("inf")) > self.max_epsilon:
             raise ConfigError(f"The plan spends epsilon {plan.privacy.epsilon}, site.yaml allows {self.max_epsilon}.")
+        if (plan.privacy.epsilon or 0.0) > self.budget.epsilon:
+            raise BudgetExceededError(
+                f"The plan spends epsilon {plan.privacy.epsilon}, the budget of {self.hospital} is {self.budget.epsilon:g}."
+            )
         if plan.privacy.mode == "local":
             check_delta(plan.privacy.delta, population=self.declared_population, hospital=self.hospital)
         if not plan.masked and not self.allow_unmasked:
@@ -253,7 +258,16 @@ def own_site(node_config: dict[str, Any]) -> Site:
             f"site.yaml of {site.hospital} has simulation_seed={site.simulation_seed}, so its noise would hide nothing; "
             "remove the line."
         )
-    if site.anchor_file is None:
+    return with_anchor(site)
+
+
+def with_anchor(site: Site) -> Site:
+    """The site, where it has an anchor or is one of a simulation.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    if site.anchor_file is None and site.simulation_seed is None:
         raise ConfigError(
             f"site.yaml of {site.hospital} has no anchor_file; name a file on another disk than state_folder, so that an old "
             "copy of the ledger is found out."

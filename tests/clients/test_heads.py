@@ -206,6 +206,14 @@ def test_two_histories_of_one_ledger_are_refused(table: Table) -> None:
     assert code(table.send(ONE, started.message)) == "ADVERT_REFUSED"
 
 
+def test_a_ledger_begun_anew_within_a_run_is_refused_by_the_others(table: Table) -> None:
+    table.run(1)
+    shutil.rmtree(Path(str(table.sites[ONE].state_folder)))  # and it has no anchor, as in a simulation
+    table.forget(ONE)
+    table.join(ONE)
+    assert table.start(2).refused[TWO] == "ADVERT_REFUSED"
+
+
 def test_an_invitation_that_is_none_is_refused(table: Table) -> None:
     message = table.message("query.join")
     assert code(table.send(ONE, message)) == "MALFORMED"

@@ -486,11 +486,56 @@ def test_nothing_is_forfeited_where_nothing_is_lost(site: Site) -> None:
         assert not any(isinstance(row.entry, Forfeited) for row in ledger.read().rows)
 
 
-def test_the_anchor_is_written_anew_by_a_restore(site: Site) -> None:
+def test_without_its_anchor_a_ledger_may_be_an_old_copy_and_the_budget_is_given_up(site: Site, tmp_path: Path) -> None:
     book(site, plan())
+    with restored_after(state(site)):
+        book(site, plan(2))
     anchor(site).unlink()
     with open_ledger(site) as ledger:
-        ledger.restore(None, forfeits=False)
+        with pytest.raises(RollbackError, match="is gone"):
+            ledger.restore(None, forfeits=False)
+        _, (lost,) = ledger.restore(None, forfeits=True)
+    assert lost.epsilon == 12.0
+    assert charged(site) == 20.0
+
+
+def test_the_newest_export_brings_an_anchor_back(site: Site) -> None:
+    book(site, plan())
+    with open_ledger(site) as ledger:
+        export = ledger.export()
+    anchor(site).unlink()
+    with open_ledger(site) as ledger:
+        assert ledger.restore(export, forfeits=False) == (0, ())
+    book(site, plan())
+
+
+def test_a_budget_that_is_lowered_for_it_makes_a_loss_no_cheaper(site: Site, tmp_path: Path) -> None:
+    book(site, plan())
+    with restored_after(state(site)):
+        book(site, plan(2))
+    lowered = made_site(tmp_path, budget_epsilon=8.0, budget_delta=1e-5)
+    with open_ledger(lowered) as ledger:
+        _, (lost,) = ledger.restore(None, forfeits=True)
+    assert (lost.epsilon, lost.delta) == (12.0, pytest.approx(9e-5))
+
+
+def test_a_newer_copy_under_another_name_hides_no_rollback(site: Site) -> None:
+    book(site, plan())
+    with restored_after(state(site)):
+        book(site, plan())
+        with sqlite3.connect(state(site) / DATABASE) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        newer = (state(site) / DATABASE).read_bytes()
+    (state(site) / "patients-broken.sqlite").write_bytes(newer)
+    with pytest.raises(RollbackError):
+        book(site, plan())
+
+
+def test_two_populations_do_not_share_an_anchor(site: Site, tmp_path: Path) -> None:
+    book(site, plan())
+    with pytest.raises(LedgerError, match="There is no ledger"):
+        book(made_site(tmp_path, population="children"), plan(2))
+    assert charged(site) == 8.0
     book(site, plan())
 
 

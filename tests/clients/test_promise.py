@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_noise_that_gives_what_the_plan_says_is_accepted() -> None:
         verify_epsilon(toy_plan(privacy={"epsilon": 0.99 * spent}), HOSPITAL)
 
 
-@pytest.mark.parametrize("lie", [{"noise_multiplier": 0.1}, {"max_sessions": 3000}, {"sample_rate": 1.0}])
+@pytest.mark.parametrize("lie", [{"noise_multiplier": 0.3}, {"max_sessions": 3000}, {"sample_rate": 1.0}])
 def test_a_plan_that_costs_more_than_it_says_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(PrivacyError, match="epsilon 3"):
         verify_epsilon(toy_plan(privacy={"epsilon": 3.0, **lie}), HOSPITAL)
@@ -57,6 +58,24 @@ def test_noise_on_scores_that_costs_more_than_the_plan_says_is_refused() -> None
     verify_epsilon(scored(least), HOSPITAL)
     with pytest.raises(PrivacyError, match="but its noise gives"):
         verify_epsilon(scored(0.99 * least), HOSPITAL)
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"noise_multiplier": 0.01, "sample_rate": 0.5},
+        {"noise_multiplier": 1e-200},
+        {"max_sessions": 100_000_000},
+        {"epsilon": 1e-300, "delta": 1e-15, "noise_multiplier": 900.0, "sample_rate": 1e-9},
+        {"noise_multiplier": 0.2, "sample_rate": 1.0, "max_sessions": 1_000_000},
+    ],
+    ids=["little noise", "hardly any", "many sessions", "dust", "everything"],
+)
+def test_a_plan_that_would_keep_the_accountant_busy_is_refused_at_once(privacy: dict[str, Any]) -> None:
+    started = time.process_time()
+    with pytest.raises(PrivacyError):
+        verify_epsilon(toy_plan(privacy=privacy), HOSPITAL)
+    assert time.process_time() - started < 10
 
 
 def test_a_delta_that_could_publish_a_patient_is_refused() -> None:
