@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 from fedslm.errors import LedgerError, RunError
+from fedslm.files import replace_file
 from fedslm.governance.receipt import Head
 
 
@@ -37,24 +35,14 @@ def write_anchor(path: Path, head: Head) -> None:
     Raises:
       RunError: it cannot be written.
     """
+
+    def write(new: Path) -> None:
+        new.touch(mode=0o600)
+        new.write_text(head.to_bytes().hex() + "\n")
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(head.to_bytes().hex() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, write)
     except OSError as error:
         raise _unusable(path, error) from None
 

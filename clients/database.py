@@ -13,7 +13,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
+from clients.site import Site
 from fedslm.errors import RunError
 
 SUFFIX = ".sqlite"
@@ -143,6 +145,26 @@ class Database:
                 f"The store {self.path} cannot be used: {reason}; nothing was sent. "
                 "Make room on the disk, allow this account to write there, or restore the newest copy of the file."
             ) from None
+
+
+@contextlib.contextmanager
+def reading_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Opens another population's file, changing nothing.
+
+    Raises:
+      sqlite3.Error: it cannot be read.
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        yield db
+
+
+def open_database(site: Site) -> Database:
+    """Opens the file of a site's population; see `Database`.
+
+    Raises:
+      ConfigError: the site names no state folder. RunError: the file cannot be used.
+    """
+    return Database(site.home().state_folder, hospital=site.hospital, population=site.population)
 
 
 def _connect(folder: Path, path: Path) -> sqlite3.Connection:

@@ -8,7 +8,6 @@ being set back.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import math
 import secrets
@@ -16,11 +15,10 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from clients.agreement import own_identity
 from clients.anchor import read_anchor, write_anchor
-from clients.database import Database
+from clients.database import Database, open_database, reading_only
 from clients.heads import claims
 from clients.site import Site
 from fedslm.crypto.identity import Identity
@@ -354,7 +352,7 @@ def open_ledger(site: Site) -> Iterator[LedgerBook]:
     Raises:
       ConfigError: see `own_identity`. RunError: the state folder cannot be used.
     """
-    with Database(site.home().state_folder, hospital=site.hospital, population=site.population) as database:
+    with open_database(site) as database:
         yield LedgerBook(database, site=site, identity=own_identity(site))
 
 
@@ -414,7 +412,7 @@ def _repriced(account: Account) -> float | None:
 def _contains(path: Path, head: Head) -> bool:
     """Whether another population's file holds a row."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        with reading_only(path) as db:
             ledger = Ledger.replay(_rows(db))
     except (sqlite3.Error, LedgerError):
         return False

@@ -8,16 +8,15 @@ was scored in one session and trained on in another would bear the cost of both,
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
-from clients.database import Database
-from clients.ledger import open_ledger
+from clients.agreement import own_identity
+from clients.database import Database, open_database, reading_only
+from clients.ledger import LedgerBook
 from clients.records import Records
 from clients.site import Site
 from fedslm.crypto.prg import KEY_BYTES
@@ -113,13 +112,12 @@ def enrol(site: Site, records: Records, *, scored: bool) -> None:
       DataError: see `PatientRegister.enter`; or held-out records to be scored do not say whose they are.
       LedgerError, RunError: see `PatientRegister` and `LedgerBook`.
     """
-    with Database(site.home().state_folder, hospital=site.hospital, population=site.population) as database:
+    with open_database(site) as database:
         register = PatientRegister(database)
         trained = (example.patient_id for example in records.train if example.patient_id is not None)
         register.enter(trained, held_out=_held_out(site, records) if scored else None)
         fingerprint = register.fingerprint(_bytes(example) for example in (*records.train, *records.held_out))
-    with open_ledger(site) as ledger:
-        ledger.see_data(fingerprint)
+        LedgerBook(database, site=site, identity=own_identity(site)).see_data(fingerprint)
 
 
 def _held_out(site: Site, records: Records) -> list[str]:
@@ -139,7 +137,7 @@ def _bytes(example: Example) -> bytes:
 
 def _count_shared(path: Path, codes: set[bytes]) -> int:
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        with reading_only(path) as db:
             return sum(_count(db, batch) for batch in _batches(codes))
     except sqlite3.Error as error:
         raise RunError(

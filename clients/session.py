@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 
 from clients.agreement import Agreement, read_agreement
-from clients.database import Database
+from clients.database import Database, open_database
 from clients.heads import newer_proofs, note_claim, see_adverts
 from clients.ledger import LedgerBook
 from clients.sealed_state import MACHINE, SealedState
@@ -98,8 +98,7 @@ class Part:
         invitation, mine = decode(Invitation, data), self._agreement.keys[self._agreement.hospital]
         if invitation.own:
             note_claim(self._database, decode(HeadProof, invitation.own), me=self._agreement.hospital, key=mine)
-        self._ledger.reserve(self._plan, coordinator=self._coordinator)
-        issued, key = self._issue()
+        issued, key = self._issue(self._ledger.reserve(self._plan, coordinator=self._coordinator))
         self._keep_advert(issued, key)
         known = {member: Head.from_bytes(head) for member, head in invitation.known}
         others = {name: key for name, key in self._agreement.keys.items() if name != self._agreement.hospital}
@@ -141,7 +140,7 @@ class Part:
         levels = self._encoded(opened, update, scores)
         try:
             self._sealed.keep_vector(levels, *_place(opened.session, Step.SHARE))
-            issued, next_key = self._issue()
+            issued, next_key = self._issue(self._ledger.head())
             state, reply = hospital.share(
                 opened.seat,
                 opened.terms,
@@ -277,8 +276,8 @@ class Part:
         stream = open_stream(self._site, self._plan, ROUNDING, opened.session.round, opened.attempt)
         return opened.terms.fixed_point.encode(vector, stream)
 
-    def _issue(self) -> tuple[IssuedAdvert, SealingKey]:
-        key, agreement, head = SealingKey.generate(), self._agreement, self._ledger.head()
+    def _issue(self, head: Head) -> tuple[IssuedAdvert, SealingKey]:
+        key, agreement = SealingKey.generate(), self._agreement
         scope = advert_scope(agreement.plan_sha256, agreement.roster_sha256)
 
         def make(serial: int) -> bytes:
@@ -317,11 +316,10 @@ def take_part(message: Message, context: Context) -> Iterator[Part]:
     """
     forbid_core_dumps()
     site = own_site(dict(context.node_config))
-    folder = site.home().state_folder
-    with Database(folder, hospital=site.hospital, population=site.population) as database:
+    with open_database(site) as database:
         store = Store(database)
         agreement = read_agreement(message, site, store)
-        sealed = SealedState(folder, context.state, run=agreement.plan.sha256)
+        sealed = SealedState(database.folder, context.state, run=agreement.plan.sha256)
         store.visit_finished(sealed.other_runs, sealed.forget_run)
         yield Part(agreement, site=site, database=database, sealed=sealed)
 

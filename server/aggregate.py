@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedslm.errors import RunError
+from fedslm.files import replace_file
 from fedslm.privacy.scores import Accuracy
-from server.checkpoints import replace_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

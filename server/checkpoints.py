@@ -8,9 +8,8 @@ nothing had happened.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from fedslm.encoding import sha256_hex
 from fedslm.errors import RunError
+from fedslm.files import sync
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -156,32 +156,6 @@ def write_adapter(folder: Path, adapter: Arrays, description: Mapping[str, Any])
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON that a person can read, keys sorted."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Puts a new file in the place of an old one: whole or not at all, and on the disk when this returns.
-
-    Args:
-      write: makes the new file, under the path it is given.
-    """
-    temporary = path.with_name(f".{path.name}")
-    try:
-        write(temporary)
-        sync(temporary)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # what a full disk could take of it makes room again
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file's or folder's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:

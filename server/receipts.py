@@ -13,9 +13,9 @@ from pathlib import Path
 
 from fedslm.crypto.identity import PublicIdentity
 from fedslm.errors import LedgerError, RunError, SignatureError
+from fedslm.files import sync
 from fedslm.governance.receipt import Head, Receipt
 from fedslm.secagg.messages import Advert
-from server.checkpoints import sync
 
 
 def check_receipt(data: bytes, *, advert: Advert, run: str, session: int, key: PublicIdentity) -> Receipt:

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from fedslm.errors import ConfigError, RunError
+from fedslm.files import replace_file, sync
 from fedslm.governance.plan import Plan
 from fedslm.governance.roster import read_roster
 from server.charter import Charter
-from server.checkpoints import Checkpoint, Checkpoints, replace_file, sync, write_json
+from server.checkpoints import Checkpoint, Checkpoints, write_json
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from fedslm.errors import BudgetExceededError, RunError
+from fedslm.files import replace_file
 from fedslm.governance.plan import Plan
-from server.checkpoints import replace_file, write_json
+from server.checkpoints import write_json
 
 
 class Counter(Protocol):

@@ -153,7 +153,6 @@ def _train_alone(contest: Contest, site: Site, announcer: Announcer, stop: threa
             run.create(
                 plan, settings=contest.settings, description=contest.description, initial=contest.initial.adapter
             )
-        (folder / "sites").mkdir(exist_ok=True)
         configs = write_sites(without_roster((site,), folder / "sites"), folder / "sites")
         relay = _Relay(announcer, site.hospital, plan.training.rounds, stop)
         with LocalGrid(build_client_app(contest.bench), configs) as grid:

@@ -59,10 +59,7 @@ class Identities:
         Raises:
           ConfigError: one of them exists, or cannot be written. RunError: the folder cannot be made.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"The folder {folder} cannot be made: {error.strerror}.") from None
+        _make(folder)
         create_file(folder / ROSTER_FILE, self.roster, mode=0o644)
         for number, (name, identity) in enumerate(self.hospitals.items()):
             write_identity(_identity_path(folder, number), identity, None, name=name)
@@ -82,12 +79,20 @@ def without_roster(sites: tuple[Site, ...], folder: Path) -> tuple[Site, ...]:
     """The sites for a plan in the clear: each with an identity, made where there is none, and a state folder.
 
     Raises:
-      ConfigError: an identity cannot be written.
+      ConfigError: an identity cannot be written. RunError: the folder cannot be made.
     """
+    _make(folder)
     for number, site in enumerate(sites):
         if not _identity_path(folder, number).exists():
             write_identity(_identity_path(folder, number), Identity.generate(), None, name=site.hospital)
     return _at_home(sites, folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made: {error.strerror}.") from None
 
 
 def _at_home(sites: tuple[Site, ...], folder: Path) -> tuple[Site, ...]:

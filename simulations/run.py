@@ -256,7 +256,6 @@ def write_homes(job: Job) -> list[dict[str, str]]:
     folder = job.folder.path / SITES
     log_file = str((folder / INCIDENTS).resolve())
     sites = tuple(dataclasses.replace(site, log_file=log_file) for site in job.consortium.sites)
-    folder.mkdir(parents=True, exist_ok=True)
     return write_sites(with_identities(sites, folder) if job.plan.masked else without_roster(sites, folder), folder)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedslm.governance.plan import Plan
 from fedslm.privacy.ledger_rows import Reserved
 from fedslm.privacy.mechanism import DEFAULT_MAX_PARAMETERS, Mechanism
@@ -13,19 +15,7 @@ def planned_mechanism(plan: Plan, hospital: str) -> Mechanism:
     Raises:
       ConfigError: the plan does not name the hospital. PrivacyError: the plan has no privacy.
     """
-    privacy = plan.privacy
-    return Mechanism(
-        unit=privacy.unit,
-        sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm,
-        noise_multiplier=privacy.noise_multiplier,
-        steps=plan.training.local_steps,
-        declared_population=plan.hospital(hospital).declared_population,
-        max_records_per_unit=privacy.max_records_per_unit,
-        max_records_per_patient=privacy.max_records_per_patient,
-        max_parameters=max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
-        scores_noise_multiplier=_scores_noise(plan),
-    )
+    return Mechanism(**_settings(plan, hospital))
 
 
 def planned_reservation(
@@ -44,16 +34,7 @@ def planned_reservation(
     return Reserved(
         plan=plan.sha256,
         event="none" if privacy.mode == "none" else "dp-sgd/1" if privacy.scores is None else "dp-sgd+scores/1",
-        unit=privacy.unit,
-        sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm,
-        noise_multiplier=privacy.noise_multiplier,
-        steps=plan.training.local_steps,
-        declared_population=plan.hospital(hospital).declared_population,
-        max_records_per_unit=privacy.max_records_per_unit,
-        max_records_per_patient=privacy.max_records_per_patient,
-        max_parameters=max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
-        scores_noise_multiplier=_scores_noise(plan),
+        **_settings(plan, hospital),
         max_sessions=privacy.max_sessions,
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -63,5 +44,18 @@ def planned_reservation(
     )
 
 
-def _scores_noise(plan: Plan) -> float | None:
-    return None if plan.privacy.scores is None else plan.privacy.scores.noise_multiplier
+def _settings(plan: Plan, hospital: str) -> dict[str, Any]:
+    """What mechanism and reservation have in common, by the names of both."""
+    privacy, scores = plan.privacy, plan.privacy.scores
+    return {
+        "unit": privacy.unit,
+        "sample_rate": privacy.sample_rate,
+        "clip_norm": privacy.clip_norm,
+        "noise_multiplier": privacy.noise_multiplier,
+        "steps": plan.training.local_steps,
+        "declared_population": plan.hospital(hospital).declared_population,
+        "max_records_per_unit": privacy.max_records_per_unit,
+        "max_records_per_patient": privacy.max_records_per_patient,
+        "max_parameters": max(plan.adapter.trained_parameters, DEFAULT_MAX_PARAMETERS),
+        "scores_noise_multiplier": None if scores is None else scores.noise_multiplier,
+    }

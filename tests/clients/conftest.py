@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from flwr.app import Context, Message, RecordDict
 
@@ -85,3 +86,19 @@ def train_message(request: TrainRequest, *, message_type: str = "train") -> Mess
         {ARRAYS: to_array_record(request.trained), FROZEN: to_array_record(request.frozen), CONFIG: config}
     )
     return Message(content, 1, message_type)
+
+
+def by_peft(request: TrainRequest) -> tuple[Any, Any]:
+    """The model a request is about, in eval mode, and its tokenizer, through PEFT itself."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    planned, source = request.plan.adapter, request.plan.model.source
+    shape = LoraConfig(r=planned.rank, lora_alpha=planned.alpha, target_modules=list(planned.targets))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source), shape).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    for name, parameter in model.named_parameters():
+        given = {**request.trained, **request.frozen}.get(name.replace(".default.", "."))
+        if given is not None:
+            parameter.data = torch.from_numpy(given.copy())
+    return model, tokenizer

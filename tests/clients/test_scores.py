@@ -24,7 +24,7 @@ from fedslm.governance.plan import Plan, PlannedScores
 from fedslm.privacy import noise
 from fedslm.privacy.scores import score_range
 from tests.builders import SECAGG
-from tests.clients.conftest import Ward
+from tests.clients.conftest import Ward, by_peft
 from tests.clients.table import NAMES, Table, plan_for
 from tests.mutants import CAUGHT, Mutant, mutate
 from tests.toys import ANSWERS, SYMPTOMS
@@ -84,17 +84,7 @@ def unscaled(found: Numbers, plan: Plan) -> list[float]:
 
 def by_hand(ward: Ward, request: TrainRequest, examples: tuple[Example, ...], records: int) -> list[float]:
     """The same through PEFT, one option at a time."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    planned, source = request.plan.adapter, request.plan.model.source
-    shape = LoraConfig(r=planned.rank, lora_alpha=planned.alpha, target_modules=list(planned.targets))
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source), shape).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    for name, parameter in model.named_parameters():
-        given = {**request.trained, **request.frozen}.get(name.replace(".default.", "."))
-        if given is not None:
-            parameter.data = torch.from_numpy(given.copy())
+    model, tokenizer = by_peft(request)
     patients: dict[str | None, list[float]] = {}
     for each in sorted(examples, key=lambda found: found.rank):
         likely = []

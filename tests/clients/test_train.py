@@ -24,7 +24,7 @@ from fedslm.flower.records import TrainRequest
 from fedslm.governance.plan import Plan
 from fedslm.privacy.gradients import Batch
 from fedslm.privacy.planned import planned_mechanism
-from tests.clients.conftest import Ward
+from tests.clients.conftest import Ward, by_peft
 
 
 def changed(plan: Plan, part: str, **values: Any) -> Plan:
@@ -38,17 +38,8 @@ def bench() -> Workbench:
 
 def gradient_by_hand(ward: Ward, site: Site, request: TrainRequest) -> dict[str, np.ndarray[Any, Any]]:
     """The gradient of the mean over examples of the mean loss per answer token, one example at a time, through PEFT."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    planned, source = request.plan.adapter, request.plan.model.source
-    shape = LoraConfig(r=planned.rank, lora_alpha=planned.alpha, target_modules=list(planned.targets))
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source), shape).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    model, tokenizer = by_peft(request)
     for name, parameter in model.named_parameters():
-        given = {**request.trained, **request.frozen}.get(name.replace(".default.", "."))
-        if given is not None:
-            parameter.data = torch.from_numpy(given.copy())
         parameter.requires_grad_("lora_B" in name)
     examples = read_records(site).train
     for example in examples:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fedslm.errors import RunError
-from server.checkpoints import STATE_FILE, STRATEGY_FILE, WEIGHTS_FILE, Checkpoint, Checkpoints, replace_file
+from fedslm.files import replace_file
+from server.checkpoints import STATE_FILE, STRATEGY_FILE, WEIGHTS_FILE, Checkpoint, Checkpoints
 
 PLAN = "a" * 64
 
